@@ -1,0 +1,105 @@
+"""Llama's decoder for the three ways an image policy runs it: prefill, one step, teacher forcing.
+
+The weights stay in transformers' modules. This file only decides what is computed: keys and values go
+into a static cache in place, attention reads the filled part of it and no more, and the text head is
+never touched.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+
+@dataclass
+class KeyValueCache:
+    """Static keys and values, `[layers, B, heads, slots, head]` each, of which `length` slots are filled."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, model: LlamaModel, batch: int, slots: int) -> "KeyValueCache":
+        attention: Any = model.layers[0].self_attn
+        heads = attention.k_proj.out_features // attention.head_dim
+        shape = (len(model.layers), batch, heads, slots, attention.head_dim)
+        like = model.norm.weight
+        return cls(like.new_empty(shape), like.new_empty(shape))
+
+    def expand(self, rows: Int[Tensor, " B"], slots: int) -> "KeyValueCache":
+        """A cache of `slots` slots whose batch rows are copies of the given ones."""
+        shape = (*self.keys.shape[:1], len(rows), *self.keys.shape[2:3], slots, *self.keys.shape[4:])
+        keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        keys[..., : self.length, :] = self.keys[:, rows, :, : self.length]
+        values[..., : self.length, :] = self.values[:, rows, :, : self.length]
+        return KeyValueCache(keys, values, self.length)
+
+
+def rope_table(model: LlamaModel, positions: int) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S d"]]:
+    """Cosines and sines of the rotary embedding at positions 0..S-1, the sines of the first half negated.
+
+    `rotate` then needs one multiplication and one swap of the halves.
+    """
+    weight = model.norm.weight
+    cos, sin = model.rotary_emb(weight, torch.arange(positions, device=weight.device)[None])
+    first, second = sin[0].chunk(2, dim=-1)
+    return cos[0], torch.cat([-first, second], dim=-1)
+
+
+def rotate(x: Float[Tensor, "B H T d"], cos: Float[Tensor, "B 1 T d"], sin: Float[Tensor, "B 1 T d"]) -> Tensor:
+    """Rotary embedding in the half-split convention."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+
+
+def rms_norm(norm: LlamaRMSNorm, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def run(
+    model: LlamaModel,
+    x: Float[Tensor, "B T D"],
+    rope: tuple[Float[Tensor, "B 1 T d"], Float[Tensor, "B 1 T d"]],
+    visible: Bool[Tensor, "B 1 T S"] | None,
+    cache: KeyValueCache | None = None,
+) -> Float[Tensor, "B T D"]:
+    """The decoder's output after its final norm, for T new positions.
+
+    rope: cosines and sines at the new positions (`rope_table`).
+    visible: which of the S positions each new one sees, those in the cache first; None is causal.
+    cache: receives the new keys and values behind the `length` slots it holds.
+    """
+    batch, steps, _ = x.shape
+    cos, sin = rope
+    layer: Any  # transformers' decoder layer; a ModuleList does not know what it holds
+    for index, layer in enumerate(model.layers):
+        attention = layer.self_attn
+        normed = rms_norm(layer.input_layernorm, x)
+        query, key, value = (
+            projection(normed).view(batch, steps, -1, attention.head_dim).transpose(1, 2)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if cache is not None:
+            end = cache.length + steps
+            cache.keys[index, :, :, cache.length : end] = key
+            cache.values[index, :, :, cache.length : end] = value
+            key, value = cache.keys[index, :, :, :end], cache.values[index, :, :, :end]
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=visible,
+            is_causal=visible is None and steps > 1,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        x = x + attention.o_proj(attended.transpose(1, 2).reshape(batch, steps, -1))
+        x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
+    if cache is not None:
+        cache.length += steps
+    return rms_norm(model.norm, x)

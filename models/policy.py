@@ -1,0 +1,127 @@
+"""The protocol of an autoregressive text-to-image policy, and the two nouns it speaks in.
+
+Legend of the shapes used everywhere: `P` prompts, `G` images per prompt (the group), `R = P * G` rows,
+prompt-major; `K` guidance branches (0 conditional, 1 unconditional), leading and never interleaved;
+`N` image tokens, `V` codebook size, `(h, w)` a token map.
+
+Decoding is a sequence of blocks of tokens: N blocks of one token for a raster model (Janus-Pro,
+LlamaGen), one block per scale for a next-scale model (STAR). The sampler and the trainer know only this.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where image tokens lie and how they are decoded.
+
+    maps: (height, width) of each two-dimensional map, in token order, each row by row from the top left.
+    blocks: how many tokens each decoding step yields.
+    """
+
+    maps: tuple[tuple[int, int], ...]
+    blocks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sum(h * w for h, w in self.maps) != sum(self.blocks):
+            raise ValueError(f"the maps {self.maps} and the blocks {self.blocks} hold different numbers of tokens")
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.blocks)
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Token values `[..., N]` as one `[..., h, w]` picture per map."""
+        parts = values.split([h * w for h, w in self.maps], dim=-1)
+        return [part.unflatten(-1, size) for part, size in zip(parts, self.maps, strict=True)]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the prompts become: one tensor `[K, P, ...]` per name, opaque outside its model family."""
+
+    prompts: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """The condition of the given prompts, in that order, repetitions allowed."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        tensors = {name: tensor.index_select(1, index.to(tensor.device)) for name, tensor in self.tensors.items()}
+        return type(self)(tuple(self.prompts[row] for row in rows), tensors)
+
+    def repeat(self, group_size: int) -> Self:
+        """One row per image: each prompt `group_size` times, prompt-major."""
+        return self.take([row for row in range(len(self)) for _ in range(group_size)])
+
+
+State = Any  # of one decoding run; every family has its own
+
+
+class Policy(Protocol):
+    """An autoregressive image model, with gradients where the trainer needs them.
+
+    Results for a prompt do not depend on what else is in its batch.
+    """
+
+    layout: TokenLayout
+    default_guidance: float  # the scale that the checkpoint asks to be sampled with
+
+    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+        """The conditional branch of each prompt and its unconditional one (or a negative prompt's)."""
+        ...
+
+    def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
+        """The factor g of `u + g * (c - u)` at each block."""
+        ...
+
+    def prefill(self, condition: Condition, group_size: int, branches: int) -> State:
+        """Read each prompt once and expand what was read to its group."""
+        ...
+
+    def next_logits(self, state: State) -> Float[Tensor, "K R block V"]:
+        """Logits of the next block, float32."""
+        ...
+
+    def append(self, state: State, tokens: Int[Tensor, "R block"]) -> None:
+        """Feed the sampled block."""
+        ...
+
+    def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
+        """Teacher-forced states that predict each token, one pass; `condition` has R rows."""
+        ...
+
+    def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Image logits, float32. Apart from the trunk, so that it runs in chunks and only where needed."""
+        ...
+
+    def token_embeddings(
+        self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]
+    ) -> Float[Tensor, "R N E"]:
+        """The tokens as the language model reads them, or as the image decoder does."""
+        ...
+
+    def decode(self, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
+        """Pixels."""
+        ...
+
+    def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters that an update may change."""
+        ...
+
+    def reference(self) -> Self:
+        """A frozen copy that shares every tensor which training does not change."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint in the format it is loaded from."""
+        ...

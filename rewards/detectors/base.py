@@ -1,0 +1,37 @@
+"""What every object detector offers to the GenEval rules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object: box `(x1, y1, x2, y2)` in pixels, confidence in 0..1, and its mask where there is one."""
+
+    box: Float[ndarray, "4"]
+    score: float
+    mask: Bool[ndarray, "H W"] | None = None
+
+
+class Detector(Protocol):
+    """Finds objects in RGB images."""
+
+    name: str
+
+    def detect(self, images: Sequence[UInt8[ndarray, "H W 3"]]) -> list[dict[str, list[Detection]]]:
+        """Per image the detections by class name, unfiltered and in the detector's own order."""
+        ...
+
+
+class ColorClassifier(Protocol):
+    """Names the colour of detected objects."""
+
+    name: str
+
+    def classify(self, image: UInt8[ndarray, "H W 3"], detections: Sequence[Detection], class_name: str) -> list[str]:
+        """One colour name per detection."""
+        ...

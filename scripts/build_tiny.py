@@ -1,0 +1,365 @@
+"""Train the embedded tiny Janus from nothing, on the shapes world: first the VQ tokenizer, then the model.
+
+    python scripts/build_tiny.py --out models/tiny --work runs/build_tiny
+
+Everything is seeded. Progress is saved under `--work`, so a killed build continues where it was. The
+captions are deliberately noisy (`--caption-noise`): the base model must be good but clearly improvable.
+The last lines of `build_log.json` in the checkpoint folder hold the figures that the README quotes.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from jaxtyping import Float, Int
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from models.janus import JanusPolicy
+from models.policy import Condition
+from rewards.detectors.shapes import ShapesDetector
+from rewards.registry import build as build_reward
+from t2i_rl import shapes_world as world
+from t2i_rl.config import Sampling
+from t2i_rl.evaluation import balanced, evaluate
+from t2i_rl.prompts import load_prompts
+
+GRID = world.IMAGE_SIZE // world.LATTICE
+CODES = 512
+HIDDEN = 128
+
+
+@dataclass(frozen=True)
+class Build:
+    """out: folder of the finished checkpoint. work: folder of the resumable state.
+
+    caption_noise: share of training scenes that are shown with the caption of another scene.
+    vq_steps, lm_steps: optimizer steps of the two stages.
+    scenes: rendered and tokenised once, then seen again under freshly drawn captions.
+    null_share: share of training rows that show the unconditional prefix.
+    guidance_scale: of the pictures by which the finished model is judged.
+    """
+
+    out: Path = Path("models/tiny")
+    work: Path = Path("runs/build_tiny")
+    seed: int = 0
+    caption_noise: float = 0.3
+    vq_steps: int = 1500
+    vq_batch: int = 32
+    vq_learning_rate: float = 1e-3
+    scenes: int = 16_000
+    lm_steps: int = 4000
+    lm_batch: int = 32
+    lm_learning_rate: float = 3e-3
+    null_share: float = 0.1
+    guidance_scale: float = 3.0
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with Janus's special tokens, its template's signs and the world's words."""
+    special = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<unk>"]
+    special += ["<begin_of_image>", "<end_of_image>", "<image_placeholder>", "<|User|>", "<|Assistant|>"]
+    words = sorted({word for record in world.all_prompts() for word in str(record["prompt"]).split()})
+    vocabulary = {token: index for index, token in enumerate([*special, ":", "\n\n", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("\n\n|:"), "isolated"),
+            pre_tokenizers.Split(" ", "removed"),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{special[0]} $A", special_tokens=[(special[0], vocabulary[special[0]])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[2],
+        unk_token=special[3],
+        padding_side="left",
+    )
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
+    vq = JanusVQVAEConfig(
+        embed_dim=8,
+        num_embeddings=CODES,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=[1, 1, 2],
+        num_res_blocks=1,
+        projection_dim=HIDDEN,
+        image_token_embed_dim=HIDDEN,
+    )
+    # The understanding tower is not used for pictures: as small as the class allows.
+    vision = JanusVisionConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=world.IMAGE_SIZE,
+        patch_size=world.LATTICE,
+        mlp_ratio=1.0,
+        projection_dim=HIDDEN,
+        num_image_tokens=GRID**2,
+        depth=1,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    placeholder = tokenizer.convert_tokens_to_ids("<image_placeholder>")
+    return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=placeholder)
+
+
+def random_scene(generator: np.random.Generator, records: dict[str, list[world.Record]]) -> world.Record:
+    """A record, its tag drawn first so that all six tasks are equally frequent."""
+    of_tag = records[world.TAGS[generator.integers(len(world.TAGS))]]
+    return of_tag[generator.integers(len(of_tag))]
+
+
+def by_tag(records: list[world.Record]) -> dict[str, list[world.Record]]:
+    return {tag: [record for record in records if record["tag"] == tag] for tag in world.TAGS}
+
+
+def to_pixels(images: list[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def features(vq: JanusVQVAE, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B n E"]:
+    """Unit-length features before quantisation, in raster order."""
+    return F.normalize(vq.quant_conv(vq.encoder(pixels)).flatten(2).transpose(1, 2), dim=-1)
+
+
+def nearest(vq: JanusVQVAE, unit: Float[Tensor, "B n E"]) -> Int[Tensor, "B n"]:
+    """The official search: features and codebook both on the unit sphere."""
+    return (unit @ F.normalize(vq.quantize.embedding.weight, dim=-1).T).argmax(-1)
+
+
+def decode(vq: JanusVQVAE, quantised: Float[Tensor, "B n E"]) -> Float[Tensor, "B 3 H W"]:
+    grid = quantised.transpose(1, 2).unflatten(2, (GRID, GRID))
+    return vq.decoder(vq.post_quant_conv(grid))
+
+
+def sphere_kmeans(points: Float[Tensor, "M E"], count: int, rounds: int = 15) -> Float[Tensor, "count E"]:
+    """Spherical k-means with farthest-point starts, so that rare patches get a code of their own."""
+    centres = points[:1]
+    similarity = points @ centres[0]
+    while len(centres) < count:
+        centres = torch.cat([centres, points[similarity.argmin()][None]])
+        similarity = torch.maximum(similarity, points @ centres[-1])
+    for _ in range(rounds):
+        owner = (points @ centres.T).argmax(-1)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        centres = torch.where(sums.norm(dim=-1, keepdim=True) > 0, F.normalize(sums, dim=-1), centres)
+    return centres
+
+
+def train_vq(vq: JanusVQVAE, build: Build) -> None:
+    """An autoencoder on the unit sphere first; then k-means codes and straight-through training."""
+    saved = build.work / "vq.pt"
+    if saved.exists():
+        vq.load_state_dict(torch.load(saved, weights_only=True))
+        return
+    generator = np.random.default_rng(build.seed)
+    records = by_tag(world.prompts("train"))
+    optimizer = torch.optim.AdamW(vq.parameters(), lr=build.vq_learning_rate, betas=(0.9, 0.95), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, build.vq_learning_rate, total_steps=build.vq_steps)
+    continuous = build.vq_steps // 3
+    vq.train()
+    for step in range(build.vq_steps):
+        scenes = [
+            world.render(world.scene_for(random_scene(generator, records), generator)) for _ in range(build.vq_batch)
+        ]
+        pixels = to_pixels(scenes)
+        unit = features(vq, pixels)
+        if step == continuous:
+            with torch.no_grad():
+                vq.quantize.embedding.weight.copy_(sphere_kmeans(unit.flatten(0, 1), CODES))
+        quantised, commitment = unit, torch.zeros(())
+        if step >= continuous:
+            codes = F.normalize(F.embedding(nearest(vq, unit), vq.quantize.embedding.weight), dim=-1)
+            commitment = F.mse_loss(codes, unit.detach()) + 0.25 * F.mse_loss(unit, codes.detach())
+            quantised = unit + (codes - unit).detach()
+        # Objects cover a tenth of the picture: weigh them up.
+        ground = world.BACKGROUND[0] / 127.5 - 1
+        weight = 1 + 5 * (pixels - ground).abs().amax(1, keepdim=True).gt(0.1)
+        error = (weight * (decode(vq, quantised) - pixels).abs()).mean()
+        loss = error + commitment
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vq.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == build.vq_steps - 1:
+            print(
+                f"vq {step:5d}/{build.vq_steps}  error {error.item():.4f}  commitment {commitment.item():.4f}",
+                flush=True,
+            )
+    torch.save(vq.state_dict(), saved)
+
+
+@torch.no_grad()
+def round_trip(vq: JanusVQVAE, build: Build, scenes: int = 600) -> dict[str, float]:
+    """Share of scenes whose objects the detector finds exactly, drawn and after encode and decode."""
+    generator = np.random.default_rng(build.seed + 1)
+    records = by_tag(list(world.all_prompts()))
+    layouts = [world.scene_for(random_scene(generator, records), generator) for _ in range(scenes)]
+    drawn = [world.render(layout) for layout in layouts]
+    pixels = to_pixels(drawn)
+    tokens = nearest(vq, features(vq, pixels))
+    decoded = ((vq.decode(tokens) + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    detector = ShapesDetector()
+
+    def exact(images: list[np.ndarray]) -> float:
+        hits = 0
+        for layout, found in zip(layouts, detector.detect(images), strict=True):
+            seen = sorted(shape for shape, all_of in found.items() for one in all_of if one.score > 0.9)
+            hits += seen == sorted(item.shape for item in layout)
+        return hits / len(layouts)
+
+    return {
+        "detector_on_drawn": exact(drawn),
+        "vq_round_trip": exact(list(decoded)),
+        "codes_used": tokens.unique().numel(),
+    }
+
+
+@torch.no_grad()
+def tokenised_scenes(vq: JanusVQVAE, build: Build) -> tuple[Int[Tensor, "M n"], list[world.Record]]:
+    """Codes of `build.scenes` scenes of training prompts, and the record each was drawn from."""
+    generator = np.random.default_rng(build.seed + 2)
+    records = by_tag(world.prompts("train"))
+    chosen = [random_scene(generator, records) for _ in range(build.scenes)]
+    scenes = (world.render(world.scene_for(record, generator)) for record in chosen)
+    saved = build.work / "codes.pt"
+    if saved.exists():
+        return torch.load(saved, weights_only=True), chosen
+    codes = []
+    for start in range(0, build.scenes, 200):
+        pixels = to_pixels([next(scenes) for _ in range(min(200, build.scenes - start))])
+        codes.append(nearest(vq, features(vq, pixels)))
+        print(f"codes {start}/{build.scenes}", flush=True)
+    torch.save(torch.cat(codes), saved)
+    return torch.cat(codes), chosen
+
+
+def language_optimizer(policy: JanusPolicy, build: Build) -> torch.optim.Optimizer:
+    """Over the language model and everything between it and the image tokens."""
+    inner = policy.model.model
+    trained = [inner.language_model, inner.generation_embeddings, inner.generation_aligner, inner.generation_head]
+    for module in trained:
+        module.requires_grad_(True)
+    parameters = [parameter for module in trained for parameter in module.parameters()]
+    return torch.optim.AdamW(parameters, lr=build.lm_learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def learning_rate(step: int, build: Build) -> float:
+    """Warm up over 100 steps, stay, and fall linearly to zero over the last quarter."""
+    return build.lm_learning_rate * min(1, (step + 1) / 100, (build.lm_steps - step) / (0.25 * build.lm_steps))
+
+
+def train_language_model(policy: JanusPolicy, build: Build) -> None:
+    """Next-token prediction of the scenes' codes after their captions, some of them wrong, some null."""
+    codes, records = tokenised_scenes(policy.model.model.vqmodel, build)
+    wrong = by_tag(world.prompts("train"))
+    optimizer = language_optimizer(policy, build)
+    saved, first = build.work / "lm.pt", 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        first = state["step"]
+        policy.model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    began = time.time()
+    for step in range(first, build.lm_steps):
+        generator = np.random.default_rng([build.seed, step])
+        rows = generator.integers(build.scenes, size=build.lm_batch)
+        captions = []
+        for row in rows:
+            record = records[row]
+            if generator.random() < build.caption_noise:
+                others = wrong[str(record["tag"])]
+                record = others[generator.integers(len(others))]
+            captions.append(str(record["prompt"]))
+        # The unconditional branch becomes the condition of some rows.
+        both = policy.encode(captions)
+        null = torch.from_numpy(generator.random(build.lm_batch) < build.null_share).long()
+        rows_of = torch.arange(build.lm_batch)
+        condition = Condition(
+            both.prompts, {name: tensor[null, rows_of][None] for name, tensor in both.tensors.items()}
+        )
+        tokens = codes[torch.from_numpy(rows)]
+        logits = policy.head(policy.hidden(condition, tokens, branches=1)[0])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        loss.backward()
+        group = optimizer.param_groups[0]
+        group["lr"] = learning_rate(step, build)
+        norm = torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if done % 50 == 0:
+            speed = (time.time() - began) / (done - first)
+            print(
+                f"lm {done:5d}/{build.lm_steps}  loss {loss.item():.4f}  norm {norm:.2f}  {speed:.2f} s/step",
+                flush=True,
+            )
+        if done % 250 == 0 or done == build.lm_steps:
+            state = {"step": done, "model": policy.model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(state, saved.with_suffix(".new"))
+            saved.with_suffix(".new").replace(saved)
+        if done % 500 == 0:
+            print(f"lm {done:5d}  held-out {held_out_accuracy(policy, build, images_per_tag=32)}", flush=True)
+
+
+def held_out_accuracy(policy: JanusPolicy, build: Build, images_per_tag: int) -> dict[str, float]:
+    """The official GenEval score on held-out prompts, equally many images of every tag."""
+    prompts = balanced(load_prompts("shapes:heldout"), images_per_tag)
+    sampling = Sampling(guidance_scale=build.guidance_scale)
+    found = evaluate(policy, prompts, build_reward("shapes-official"), sampling, build.seed, batch=100)
+    return {"overall": found.overall, **found.per_tag}
+
+
+def main(build: Build) -> None:
+    build.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(build.seed)
+    tokenizer = build_tokenizer()
+    policy = JanusPolicy(JanusForConditionalGeneration(build_config(tokenizer)), tokenizer)
+    vq = policy.model.model.vqmodel
+    vq.requires_grad_(True)
+    train_vq(vq, build)
+    vq.eval().requires_grad_(False)
+    figures: dict[str, object] = dict(round_trip(vq, build))
+    print(figures, flush=True)
+    train_language_model(policy, build)
+    figures["held_out"] = held_out_accuracy(policy, build, images_per_tag=100)
+    settings = {name: value for name, value in asdict(build).items() if name not in ("out", "work")}
+    policy.save(build.out)
+    (build.out / "build_log.json").write_text(json.dumps({"settings": settings, **figures}, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Build, description=__doc__))

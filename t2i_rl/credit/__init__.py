@@ -1,0 +1,68 @@
+"""Token credit: which tokens of an image are updated, and how strongly. One file per paper.
+
+Nothing here imports torch before it is called: the command line reads the rules' settings for its help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from jaxtyping import Bool, Float
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.policy import TokenLayout
+    from t2i_rl.rollout import Rollout
+
+Embedding = Literal["lm_input", "codebook"]
+
+
+@dataclass(frozen=True)
+class TokenCredit:
+    """What the tokens of a rollout have earned; constant during the update.
+
+    weight: factor of the policy term, at least 0.
+    mask: tokens that are updated; the KL to the reference is taken over them too.
+    classes: named sets of tokens for pictures.
+    """
+
+    weight: Float[Tensor, "P G N"]
+    mask: Bool[Tensor, "P G N"]
+    classes: Mapping[str, Bool[Tensor, "P G N"]] = field(default_factory=dict)
+
+
+class CreditRule(Protocol):
+    """Settings of a rule that turns a rollout into credit; a frozen dataclass."""
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names from `t2i_rl.statistics` that the sampler must measure."""
+        ...
+
+    @property
+    def embeddings(self) -> Embedding | None:
+        """The kind of token embeddings that the rule looks at, if any."""
+        ...
+
+    def __call__(
+        self, rollout: Rollout, embeddings: Float[Tensor, "P G N E"] | None, layout: TokenLayout
+    ) -> TokenCredit:
+        """The credit of every token. Groups must be whole; `embeddings` are of the kind asked for, else None."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformCredit:
+    """GRPO: every token earns the same."""
+
+    statistics: ClassVar[tuple[str, ...]] = ()
+    embeddings: ClassVar[Embedding | None] = None
+
+    def __call__(
+        self, rollout: Rollout, embeddings: Float[Tensor, "P G N E"] | None, layout: TokenLayout
+    ) -> TokenCredit:
+        weight = rollout.tokens.new_ones(rollout.tokens.shape).float()
+        return TokenCredit(weight, weight.bool())

@@ -1,0 +1,49 @@
+"""Pictures of a run over time: the same prompts and the same noise at every evaluation."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+
+from models.policy import Policy
+from t2i_rl.config import Sampling
+from t2i_rl.noise import occurrences
+from t2i_rl.prompts import Prompt
+from t2i_rl.sampler import Noise, sample_group
+
+
+def to_arrays(images: UInt8[ndarray, "R 3 H W"]) -> list[UInt8[ndarray, "H W 3"]]:
+    return list(images.transpose(0, 2, 3, 1))
+
+
+def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> None:
+    """One image per prompt, side by side."""
+    texts = [prompt.text for prompt in prompts]
+    noise = Noise(seed, occurrences=occurrences(texts))
+    images = sample_group(policy, policy.encode(texts), 1, sampling, noise).images(policy)[:, 0]
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.concatenate(to_arrays(images.cpu().numpy()), axis=1)).save(path)
+
+
+def draw_progress(folder: Path, prompts: Sequence[str], path: Path) -> None:
+    """All strips of a run below each other: one row per evaluation, one column per prompt."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    strips = sorted(folder.glob("step-*.png"))
+    figure = Figure(figsize=(1.4 * len(prompts), 1.4 * len(strips) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(strips), len(prompts), squeeze=False)
+    for row, strip in zip(grid, strips, strict=True):
+        pictures = np.split(np.asarray(Image.open(strip)), len(prompts), axis=1)
+        for axes, picture in zip(row, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"step {int(strip.stem.removeprefix('step-'))}")
+    for axes, prompt in zip(grid[0], prompts, strict=True):
+        axes.set_title(textwrap.fill(prompt, 18), fontsize=7)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,75 @@
+"""Prompts, where they come from, and the order in which training meets them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t2i_rl import shapes_world
+from t2i_rl.errors import UserError
+
+SHAPES_SPLITS = {"shapes:train": "train", "shapes:heldout": "heldout"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and what its reward needs to know: for GenEval its record (`tag`, `include`, `exclude`)."""
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_prompts(source: str) -> list[Prompt]:
+    """Prompts of `shapes:train`, `shapes:heldout`, a `.jsonl` file or a `.txt` file.
+
+    A `.jsonl` line is an object with `prompt`; the whole object is the metadata. A `.txt` line is a
+    prompt. Blank lines are skipped. Raises UserError with the file and the line.
+    """
+    if source in SHAPES_SPLITS:
+        return [Prompt(str(record["prompt"]), record) for record in shapes_world.prompts(SHAPES_SPLITS[source])]
+    path = Path(source)
+    if path.suffix not in (".jsonl", ".txt"):
+        raise UserError(f"unknown prompts {source!r}: give {', '.join(SHAPES_SPLITS)}, a .jsonl file or a .txt file")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read the prompts in {path} ({error.strerror}): check the path") from error
+    read = _from_json if path.suffix == ".jsonl" else _from_text
+    prompts = [read(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not prompts:
+        raise UserError(f"{path} holds no prompts: write at least one line")
+    return prompts
+
+
+def _from_text(line: str, place: str) -> Prompt:
+    return Prompt(line.strip())
+
+
+def _from_json(line: str, place: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON ({error}): write one object per line") from error
+    if not isinstance(record, dict) or "prompt" not in record:
+        raise UserError(f'{place} has no `prompt`: every line is an object such as {{"prompt": "a red cube"}}')
+    text = record["prompt"]
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{place}: `prompt` is {text!r}, but it has to be a text that is not empty")
+    return Prompt(text, record)
+
+
+def batch(prompts: int, step: int, size: int, seed: int) -> list[int]:
+    """Which of so many prompts make up the batch of a step (counted from 0).
+
+    Each epoch is a permutation of its own, drawn from (seed, epoch); a batch runs on into the next epoch.
+    A pure function of its arguments: resuming needs no saved state.
+    """
+    positions = range(step * size, (step + 1) * size)
+    epochs = {position // prompts for position in positions}
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(prompts) for epoch in epochs}
+    return [int(orders[position // prompts][position % prompts]) for position in positions]

@@ -1,0 +1,110 @@
+"""A training run as a folder: started, logged, evaluated, checkpointed and resumed.
+
+RUN/config.json        the resolved configuration
+RUN/metrics.jsonl      one object a step (`t2i_rl.tracking`)
+RUN/tensorboard/       the same numbers as events
+RUN/samples/           pictures of the same held-out prompts and noise at each evaluation
+RUN/samples.png        all of them, one row per evaluation
+RUN/reward.png         the curves
+RUN/checkpoints/       step-000020, ...; best.json names the best on held-out prompts
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models.registry import load
+from rewards.registry import build
+from t2i_rl import checkpoints
+from t2i_rl.config import TrainConfig, from_json, to_json
+from t2i_rl.errors import UserError
+from t2i_rl.evaluation import balanced, evaluate
+from t2i_rl.methods import find_method
+from t2i_rl.pictures import draw_progress, save_strip
+from t2i_rl.prompts import Prompt, load_prompts
+from t2i_rl.tracking import Metrics, Tracker, draw_reward_curve
+from t2i_rl.trainer import Trainer
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+BEST = "best.json"
+STRIP = 8  # held-out prompts whose pictures are kept over time
+
+
+def start(config: TrainConfig) -> Path:
+    """Train from the model that the configuration names; nothing is written before everything is loaded."""
+    if config.out.exists():
+        raise UserError(
+            f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
+        )
+    trainer, heldout = _prepare(config, config.model)
+    config.out.mkdir(parents=True)
+    checkpoints.write_atomically(config.out / CONFIG, to_json(config))
+    return _train(trainer, heldout, done=0)
+
+
+def resume(run: Path, steps: int | None = None) -> Path:
+    """Continue from the newest checkpoint; only the number of steps may differ from the run's own settings."""
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run} is not a run folder: it has no {CONFIG}")
+    config = from_json((run / CONFIG).read_text(), run, steps)
+    newest = checkpoints.latest(run / CHECKPOINTS)
+    if newest is None:
+        raise UserError(f"{run} has no finished checkpoint to resume from: delete it and start again")
+    done = checkpoints.step_of(newest)
+    if done >= config.steps:
+        raise UserError(f"{run} has done its {done} steps: give a larger --steps to go on")
+    trainer, heldout = _prepare(config, str(newest))
+    if trainer.reference is not None:
+        trainer.reference = load(config.model, getattr(torch, config.dtype), config.device).reference()
+    checkpoints.load_optimizer(newest, trainer.optimizer)
+    checkpoints.write_atomically(run / CONFIG, to_json(config))
+    return _train(trainer, heldout, done)
+
+
+def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt]]:
+    """Everything that can be refused, refused before a file is written."""
+    method, reward = find_method(config.method), build(config.reward)
+    prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
+    for asked in (prompts, heldout):
+        reward.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])
+    policy = load(source, getattr(torch, config.dtype), config.device)
+    return Trainer(config, policy, method, reward, prompts), heldout
+
+
+def _train(trainer: Trainer, heldout: Sequence[Prompt], done: int) -> Path:
+    config, policy, run = trainer.config, trainer.policy, trainer.config.out
+    shown = balanced(heldout, 2)[:STRIP]
+    judged = balanced(heldout, config.evaluation.images_per_tag)
+    sampling, seed = config.rollout.sampling, config.seed
+
+    def judge(step: int) -> dict[str, float]:
+        found = evaluate(policy, judged, trainer.reward, sampling, seed, config.evaluation.batch)
+        save_strip(run / "samples" / f"step-{step:06d}.png", policy, shown, sampling, seed)
+        return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
+
+    with Tracker(run, config.steps, done) as tracker:
+        if done == 0:
+            tracker.log({"step": 0, **judge(0)})
+        for step in range(done + 1, config.steps + 1):
+            metrics = trainer.step(step)
+            last = step == config.steps
+            if last or step % config.evaluation.every == 0:
+                metrics |= judge(step)
+            tracker.log(metrics)
+            best = best_step(tracker.kept)
+            if last or step == best or step % config.checkpoint.every == 0:
+                checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer)
+                checkpoints.write_atomically(run / BEST, json.dumps({"step": best}) + "\n")
+                checkpoints.prune(run / CHECKPOINTS, config.checkpoint.keep_last, best)
+        draw_reward_curve(run, tracker.kept)
+        draw_progress(run / "samples", [prompt.text for prompt in shown], run / "samples.png")
+    return run
+
+
+def best_step(metrics: Sequence[Metrics]) -> int | None:
+    """The trained step with the highest held-out score, the earliest of equals; None before the first."""
+    judged = [row for row in metrics if "heldout" in row and row["step"] > 0]
+    return int(max(judged, key=lambda row: row["heldout"])["step"]) if judged else None

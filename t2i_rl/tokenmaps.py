@@ -1,0 +1,91 @@
+"""Maps on the token grid: how uncertain, how structured, how alike, how far from the reference each token is.
+
+Pure functions of statistics; what they mean for the update is decided in `t2i_rl.credit`. Values are float32,
+tokens are in the layout's order. A next-scale model has several maps: what looks at neighbours stays inside each.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from models.policy import TokenLayout
+
+
+def local_mean(values: Float[Tensor, "... h w"]) -> Float[Tensor, "... h w"]:
+    """Mean over the neighbours that a raster decoder already knows, and the token itself.
+
+    These are self, left, up-left, up and up-right; at the borders the mean is over those that exist (1 to 5).
+    """
+
+    def total(picture: Tensor) -> Tensor:
+        padded = F.pad(picture, (1, 1, 1, 0))
+        above, here = padded[..., :-1, :], padded[..., 1:, :]
+        return above[..., :-2] + above[..., 1:-1] + above[..., 2:] + here[..., :-2] + here[..., 1:-1]
+
+    return total(values) / total(torch.ones_like(values))
+
+
+def gradient(values: Float[Tensor, "... h w"], dim: int) -> Float[Tensor, "... h w"]:
+    """Central differences, one-sided at the borders; 0 along an axis of one token."""
+    return torch.zeros_like(values) if values.shape[dim] == 1 else torch.gradient(values, dim=dim)[0]
+
+
+def gradient_magnitude(values: Float[Tensor, "... h w"]) -> Float[Tensor, "... h w"]:
+    """Length of the gradient, per token step."""
+    return torch.hypot(gradient(values, -1), gradient(values, -2))
+
+
+def entropy_gradient(
+    entropy: Float[Tensor, "... N"], layout: TokenLayout, smooth: bool = True
+) -> Float[Tensor, "... N"]:
+    """Magnitude of the entropy's gradient on each map, after the local mean if `smooth`: high at edges of objects."""
+    pictures = layout.split(entropy)
+    return torch.cat([gradient_magnitude(local_mean(p) if smooth else p).flatten(-2) for p in pictures], -1)
+
+
+def similarity(embeddings: Float[Tensor, "P G N E"]) -> Float[Tensor, "P N"]:
+    """Mean cosine between the group's tokens at the same position, over the G (G - 1) ordered pairs.
+
+    Without forming pairs: `(|sum_g u_g|^2 - sum_g |u_g|^2) / (G (G - 1))` for unit vectors u. The norm is floored
+    at 1e-8, so a zero vector resembles nothing (0). Raises ValueError for groups of one image.
+    """
+    group = embeddings.shape[1]
+    if group < 2:
+        raise ValueError("a group of one image has no similarity: sample at least 2 images per prompt")
+    unit = F.normalize(embeddings.float(), dim=-1, eps=1e-8)
+    return (unit.sum(1).square().sum(-1) - unit.square().sum((1, 3))) / (group * (group - 1))
+
+
+def running_divergence(
+    lp: Float[Tensor, "... N"],
+    ref: Float[Tensor, "... N"],
+    clip: float,
+    form: Literal["exp", "linear"] = "exp",
+) -> Float[Tensor, "... N"]:
+    """How far policy and reference have drifted apart so far, at every token.
+
+    The mean over the tokens up to and including t of `exp(clip(lp - ref, -clip, clip))` (exp: within
+    [exp(-clip), exp(clip)], 1 where they agree) or of the clipped difference itself (linear: 0 where they agree).
+    """
+    difference = (lp - ref).clamp(-clip, clip)
+    terms = difference.exp() if form == "exp" else difference
+    return terms.cumsum(-1) / torch.arange(1, terms.shape[-1] + 1, device=terms.device)
+
+
+def ranks(values: Float[Tensor, "... N"], ties: Literal["average", "stable"] = "average") -> Float[Tensor, "... N"]:
+    """Ranks 1..N, the smallest value first; equal values share their mean rank, or go by position (stable)."""
+    if ties == "stable":
+        return values.argsort(dim=-1, stable=True).argsort(dim=-1).to(values.dtype) + 1
+    ordered, values = values.sort(dim=-1).values, values.contiguous()
+    below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    return (below + up_to + 1).to(values.dtype) / 2
+
+
+def percentile_ranks(
+    values: Float[Tensor, "... N"], ties: Literal["average", "stable"] = "average"
+) -> Float[Tensor, "... N"]:
+    """`(rank - 1) / (N - 1)`: the smallest value becomes 0, the median 0.5, the largest 1."""
+    return (ranks(values, ties) - 1) / max(values.shape[-1] - 1, 1)

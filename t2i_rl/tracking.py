@@ -1,0 +1,117 @@
+"""Where the numbers of a run go: `metrics.jsonl` (one object a step), TensorBoard, the terminal, `reward.png`.
+
+Names in `metrics.jsonl`:
+
+| name | meaning |
+|---|---|
+| step | 1 after the first update; 0 is the untrained policy's evaluation |
+| reward, reward_std | mean over the images; mean over the groups of the standard deviation inside a group |
+| reward/NAME | mean of a reward's part |
+| zero_variance | share of groups whose images all scored the same: they teach nothing |
+| kl | mean k3 estimate of the divergence from the reference, over the updated tokens, in nats |
+| entropy | mean entropy of the sampled distribution, in nats (when the method measures it) |
+| clip_fraction | share of updated tokens at which the clipped product was the smaller one |
+| policy_loss, grad_norm | of the last optimizer step; the norm before clipping |
+| learning_rate | of the last optimizer step |
+| updated_tokens | share of tokens that carry gradient |
+| logprob_gap | largest difference between the sampler's and the trainer's log-probability of a token, in nats |
+| seconds/PHASE | wall time of sample, decode, score, update |
+| images_per_second | images of the step over the sum of its phases |
+| heldout, heldout/TAG | score on the held-out prompts, where the step was evaluated |
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from t2i_rl.checkpoints import write_atomically
+
+METRICS = "metrics.jsonl"
+Metrics = Mapping[str, float]
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    path = run / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Tracker:
+    """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step."""
+
+    def __init__(self, run: Path, steps: int, done: int) -> None:
+        # What a killed run wrote beyond its last checkpoint will be written again.
+        self.kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= done]
+        write_atomically(run / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in self.kept))
+        self.file = (run / METRICS).open("a")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
+        self.console = Console()
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=self.console,
+            disable=not sys.stdout.isatty(),
+        )
+        self.task = self.progress.add_task("train", total=steps, completed=done, line="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+        self.board.close()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def log(self, metrics: Metrics) -> None:
+        """Record one step."""
+        step = int(metrics["step"])
+        self.kept.append(dict(metrics))
+        self.file.write(json.dumps(metrics) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            if name != "step":
+                self.board.add_scalar(name, value, step)
+        line = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "kl", "heldout") if name in metrics)
+        self.progress.update(self.task, completed=step, line=line)
+        if self.progress.disable:
+            seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+            self.say(f"step {step}  {line}  {seconds:.1f} s")
+        elif "heldout" in metrics:
+            self.say(f"step {step}  held-out {metrics['heldout']:.3f}")
+
+
+def draw_reward_curve(run: Path, metrics: list[dict[str, float]]) -> Path:
+    """`reward.png`: the training reward of each step and the held-out score, against steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    trained = [(row["step"], row["reward"]) for row in metrics if "reward" in row]
+    evaluated = [(row["step"], row["heldout"]) for row in metrics if "heldout" in row]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), color="0.7", linewidth=1, label="reward of the step's own prompts")
+    if evaluated:
+        axes.plot(*zip(*evaluated, strict=True), "o-", color="C0", label="held-out score")
+    axes.set(xlabel="step", ylabel="score", ylim=(0, 1), title=run.name)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    path = run / "reward.png"
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,128 @@
+"""The token maps of a group, and the files that show them."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.janus import JanusPolicy
+from models.policy import TokenLayout
+from t2i_rl.config import Sampling
+from t2i_rl.errors import UserError
+from t2i_rl.heatmaps import CLASSES, LOOKS, TokenMaps, page, save, token_maps
+from t2i_rl.sampler import Noise, sample_group
+from tests.conftest import random_janus
+
+PROMPT = "a photo of a red ring"
+SAMPLING = Sampling(guidance_scale=3.0)
+WITH_REFERENCE = {"divergence", "running_weight"}
+
+
+@pytest.fixture
+def maps(policy: JanusPolicy) -> TokenMaps:
+    return token_maps(policy, PROMPT, 3, SAMPLING, seed=2, reference=random_janus(seed=1))
+
+
+def test_the_maps_of_a_group(policy: JanusPolicy, maps: TokenMaps):
+    assert maps.maps.keys() == LOOKS.keys()
+    assert all(values.shape == (3, 16) and values.dtype == np.float32 for values in maps.maps.values())
+    rollout = sample_group(policy, policy.encode([PROMPT]), 3, SAMPLING, Noise(2), ["kl_cond_uncond", "entropy"])
+    np.testing.assert_array_equal(maps.tokens, rollout.tokens[0])
+    np.testing.assert_array_equal(maps.images.transpose(0, 3, 1, 2), rollout.images(policy)[0])
+    np.testing.assert_array_equal(maps.maps["kl"], rollout.statistics["kl_cond_uncond"][0])
+    np.testing.assert_array_equal(maps.maps["entropy"], rollout.statistics["entropy"][0])
+    order = maps.maps["kl"].argsort(-1)
+    np.testing.assert_allclose(np.take_along_axis(maps.maps["cfg"], order, -1), np.tile(np.arange(16) / 15, (3, 1)))
+    assert (maps.maps["similarity"] == maps.maps["similarity"][0]).all()
+
+
+def test_the_critical_classes_are_as_large_as_one_another(maps: TokenMaps):
+    share = int(0.1 * 16)
+    for row in maps.maps["critical"]:
+        assert [(row == code).sum() for code in range(len(CLASSES))] == [16 - 3 * share, share, share, share]
+    assert (maps.maps["critical"][:, :share] == CLASSES.index("initial")).all()
+
+
+def test_a_policy_does_not_diverge_from_itself(policy: JanusPolicy):
+    maps = token_maps(policy, PROMPT, 2, SAMPLING, seed=0, reference=policy.reference())
+    assert (maps.maps["divergence"] == 0).all() and (maps.maps["running_weight"] == 1).all()
+
+
+def test_without_a_reference_its_maps_are_absent(policy: JanusPolicy):
+    assert token_maps(policy, PROMPT, 2, SAMPLING, seed=0).maps.keys() == LOOKS.keys() - WITH_REFERENCE
+
+
+def test_what_cannot_be_mapped(policy: JanusPolicy):
+    with pytest.raises(UserError, match="group size is 1"):
+        token_maps(policy, PROMPT, 1, SAMPLING, seed=0)
+    with pytest.raises(UserError, match="prompt is empty"):
+        token_maps(policy, " ", 2, SAMPLING, seed=0)
+    with pytest.raises(UserError, match="token maps"):
+        token_maps(policy, PROMPT, 2, SAMPLING, seed=0, reference=random_janus(grid=6))
+
+
+def inline_data(html: str) -> dict:
+    found = re.search(r"^const data = (.*);$", html, re.MULTILINE)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_files(maps: TokenMaps, tmp_path: Path):
+    save(maps, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"maps.npz", "heatmap.png", "heatmap.html"}
+    with np.load(tmp_path / "out/maps.npz", allow_pickle=False) as saved:
+        assert str(saved["prompt"]) == PROMPT and saved["layout"].tolist() == [[4, 4]]
+        np.testing.assert_array_equal(saved["tokens"], maps.tokens)
+        np.testing.assert_array_equal(saved["images"], maps.images)
+        for name, values in maps.maps.items():
+            np.testing.assert_array_equal(saved[name], values)
+    with Image.open(tmp_path / "out/heatmap.png") as figure:
+        pixels = np.asarray(figure.convert("RGB"))
+    assert pixels.shape[1] > pixels.shape[0] and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_a_folder_in_use_is_left_alone(maps: TokenMaps, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        save(maps, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_page_needs_nothing_else_and_holds_every_value(maps: TokenMaps):
+    html = page(maps)
+    assert not re.search(r"https?://|<link|<script src|url\(", html)
+    assert html.count("data:image/png;base64,") == 3
+    data = inline_data(html)
+    assert data["tokens"] == maps.tokens.tolist()
+    for shown in data["maps"]:
+        np.testing.assert_allclose(shown["values"], maps.maps[shown["name"]], rtol=1e-3)
+        low, high = shown["limits"]
+        assert low <= maps.maps[shown["name"]].min() and maps.maps[shown["name"]].max() <= high
+
+
+def test_a_prompt_cannot_break_out_of_the_page(maps: TokenMaps):
+    html = page(dataclasses.replace(maps, prompt="</script><script>alert(1)</script>"))
+    assert "<script>alert" not in html
+
+
+def test_layouts_of_several_maps_have_a_row_each(maps: TokenMaps, tmp_path: Path):
+    layout = TokenLayout(maps=((2, 2), (3, 4)), blocks=(4, 12))
+    several = dataclasses.replace(maps, layout=layout)
+    assert [picture.shape for picture in several.pictures("kl")] == [(3, 2, 2), (3, 3, 4)]
+    np.testing.assert_array_equal(several.pictures("kl")[1].reshape(3, 12), maps.maps["kl"][:, 4:])
+    assert page(several).count('<tr class="row">') == 6
+    save(several, tmp_path / "several")
+    save(maps, tmp_path / "one")
+    heights = [Image.open(tmp_path / name / "heatmap.png").height for name in ("several", "one")]
+    assert heights[0] > 1.5 * heights[1]
+
+
+def test_constant_maps_have_a_scale():
+    for look in LOOKS.values():
+        low, high = look.limits(torch.zeros(2, 4).numpy())
+        assert low < high

@@ -1,0 +1,150 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t2i_rl.credit import TokenCredit
+from t2i_rl.credit.critical import DynamicWeight
+from t2i_rl.errors import UserError
+from t2i_rl.objectives import Denominators, Loss, Objective, denominators, k3, log_ratio, policy_loss
+
+ROWS, TOKENS = 6, 12
+
+
+class Batch:
+    """Random log-probabilities, advantages and credit of some rows."""
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        self.lp = (normal(ROWS, TOKENS) - 4).requires_grad_()
+        self.old = self.lp.detach() + 0.3 * normal(ROWS, TOKENS)
+        self.ref = self.lp.detach() + 0.3 * normal(ROWS, TOKENS)
+        self.advantages = normal(ROWS)
+        self.weight = normal(ROWS, TOKENS).abs()
+        self.mask = normal(ROWS, TOKENS) > 0
+
+    @property
+    def credit(self) -> TokenCredit:
+        return TokenCredit(self.weight.view(2, -1, TOKENS), self.mask.view(2, -1, TOKENS))
+
+    def loss(
+        self, objective: Objective, parts: Denominators, rows: slice = slice(None), on_policy: bool = False
+    ) -> Loss:
+        old = None if on_policy else self.old[rows]
+        weight, mask = self.weight[rows], self.mask[rows]
+        return policy_loss(self.lp[rows], old, self.ref[rows], self.advantages[rows], weight, mask, objective, parts)
+
+
+def gradient(loss: Loss, lp: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(loss.value, lp)[0]
+
+
+def test_k3_is_not_negative_and_survives_any_difference() -> None:
+    lp = torch.tensor([-1.0, -1.0, -1.0, -900.0])
+    ref = torch.tensor([-1.0, -1.5, -900.0, -1.0])
+    found = k3(lp, ref)
+    assert found[0] == 0
+    assert found[1].item() == pytest.approx(math.exp(-0.5) + 0.5 - 1)
+    assert (found >= 0).all()
+    assert found.isfinite().all()
+
+
+def test_without_old_the_ratio_is_one_with_gradient() -> None:
+    batch = Batch()
+    ratio = log_ratio(batch.lp, None).exp()
+    assert (ratio == 1).all()
+    assert (torch.autograd.grad(ratio.sum(), batch.lp)[0] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "slope"), [(1.5, 1.0, 0), (1.5, -1.0, 1.5), (0.5, 1.0, 0.5), (0.5, -1.0, 0), (1.1, 1.0, 1.1)]
+)
+def test_clipping_takes_the_gradient_away_where_the_move_went_far_enough(
+    ratio: float, advantage: float, slope: float
+) -> None:
+    lp, old = torch.tensor([[-2.0]], requires_grad=True), torch.tensor([[-2.0 - math.log(ratio)]])
+    credit = TokenCredit(torch.ones(1, 1, 1), torch.ones(1, 1, 1).bool())
+    parts = denominators(credit, Objective())
+    weight, mask = credit.weight[0], credit.mask[0]
+    loss = policy_loss(lp, old, None, torch.tensor([advantage]), weight, mask, Objective(), parts)
+    assert gradient(loss, lp).item() == pytest.approx(-advantage * slope)
+    assert loss.clip_fraction == (slope == 0)
+
+
+@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens"])
+def test_loss_is_the_formula(denominator) -> None:
+    batch, objective = Batch(), Objective(0.1, 0.3, beta=0.5, denominator=denominator)
+    found = batch.loss(objective, denominators(batch.credit, objective))
+    ratio, advantage = (batch.lp - batch.old).exp(), batch.advantages[:, None]
+    term = -torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.3) * advantage) * batch.weight
+    policy, kl = term[batch.mask].sum(), k3(batch.lp, batch.ref)[batch.mask].sum()
+    selected, everything = batch.mask.sum(), batch.mask.numel()
+    over = {"mask": selected, "weight": batch.weight[batch.mask].sum(), "tokens": everything}[denominator]
+    expected = policy / over + 0.5 * kl / (everything if denominator == "tokens" else selected)
+    torch.testing.assert_close(found.value, expected)
+    torch.testing.assert_close(found.policy, (policy / over).detach())
+    torch.testing.assert_close(found.kl, (kl / selected).detach())
+
+
+@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens"])
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 1000), cuts=st.sets(st.integers(1, ROWS - 1)), on_policy=st.booleans())
+def test_micro_batches_add_up_to_the_batch(denominator, seed: int, cuts: set[int], on_policy: bool) -> None:
+    batch, objective = Batch(seed), Objective(beta=0.1, denominator=denominator)
+    parts = denominators(batch.credit, objective)
+    whole = batch.loss(objective, parts, on_policy=on_policy)
+    edges = [0, *sorted(cuts), ROWS]
+    pieces = [batch.loss(objective, parts, slice(start, stop), on_policy) for start, stop in pairwise(edges)]
+    for name in ("value", "policy", "kl", "clip_fraction"):
+        torch.testing.assert_close(sum(getattr(piece, name) for piece in pieces), getattr(whole, name))
+    torch.testing.assert_close(sum(gradient(piece, batch.lp) for piece in pieces), gradient(whole, batch.lp))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 1000), on_policy=st.booleans())
+def test_tokens_without_credit_get_no_gradient(seed: int, on_policy: bool) -> None:
+    batch, objective = Batch(seed), Objective(beta=0.1)
+    batch.weight = batch.weight * DynamicWeight()(batch.lp, batch.ref)
+    found = gradient(batch.loss(objective, denominators(batch.credit, objective), on_policy=on_policy), batch.lp)
+    assert (found[~batch.mask] == 0).all()
+    assert (found[batch.mask] != 0).any()
+
+    batch.weight = torch.zeros_like(batch.weight)
+    without_kl = Objective()
+    assert (gradient(batch.loss(without_kl, denominators(batch.credit, without_kl)), batch.lp) == 0).all()
+
+
+def test_an_undetached_weight_moves_unselected_tokens() -> None:
+    batch, objective = Batch(), Objective()
+    batch.weight = DynamicWeight(clip=1.0, detach=False)(batch.lp, batch.ref)
+    found = gradient(batch.loss(objective, denominators(batch.credit, objective), on_policy=True), batch.lp)
+    assert (found[~batch.mask] != 0).any()
+
+
+@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens"])
+def test_no_selected_token_gives_a_connected_zero(denominator) -> None:
+    batch, objective = Batch(), Objective(beta=0.1, denominator=denominator)
+    batch.mask = torch.zeros_like(batch.mask)
+    loss = batch.loss(objective, denominators(batch.credit, objective))
+    assert loss.value == loss.kl == loss.clip_fraction == 0
+    assert (gradient(loss, batch.lp) == 0).all()
+
+
+def test_the_kl_needs_a_reference() -> None:
+    batch, objective = Batch(), Objective(beta=0.1)
+    parts = denominators(batch.credit, objective)
+    with pytest.raises(ValueError, match="reference"):
+        policy_loss(batch.lp, None, None, batch.advantages, batch.weight, batch.mask, objective, parts)
+
+
+@pytest.mark.parametrize(("fields", "sentence"), [({"beta": -0.1}, "beta -0.1"), ({"clip_low": 1.0}, "clip-low 1.0")])
+def test_settings_that_make_no_sense_are_refused(fields: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Objective(**fields)
