@@ -7,6 +7,7 @@ captions are deliberately noisy (`--caption-noise`): the base model must be good
 The last lines of `build_log.json` in the checkpoint folder hold the figures that the README quotes.
 """
 
+import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+from numpy import ndarray
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
@@ -38,7 +40,7 @@ from t2i_rl.evaluation import balanced, evaluate
 from t2i_rl.prompts import load_prompts
 
 GRID = world.IMAGE_SIZE // world.LATTICE
-CODES = 512
+CODES = 256
 HIDDEN = 128
 
 
@@ -48,7 +50,6 @@ class Build:
 
     caption_noise: share of training scenes that are shown with the caption of another scene.
     vq_steps, lm_steps: optimizer steps of the two stages.
-    scenes: rendered and tokenised once, then seen again under freshly drawn captions.
     null_share: share of training rows that show the unconditional prefix.
     guidance_scale: of the pictures by which the finished model is judged.
     """
@@ -57,10 +58,9 @@ class Build:
     work: Path = Path("runs/build_tiny")
     seed: int = 0
     caption_noise: float = 0.3
-    vq_steps: int = 1500
-    vq_batch: int = 32
-    vq_learning_rate: float = 1e-3
-    scenes: int = 16_000
+    vq_steps: int = 600
+    vq_batch: int = 16
+    vq_learning_rate: float = 2e-3
     lm_steps: int = 4000
     lm_batch: int = 32
     lm_learning_rate: float = 3e-3
@@ -134,7 +134,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
     return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=placeholder)
 
 
-def random_scene(generator: np.random.Generator, records: dict[str, list[world.Record]]) -> world.Record:
+def random_record(generator: np.random.Generator, records: dict[str, list[world.Record]]) -> world.Record:
     """A record, its tag drawn first so that all six tasks are equally frequent."""
     of_tag = records[world.TAGS[generator.integers(len(world.TAGS))]]
     return of_tag[generator.integers(len(of_tag))]
@@ -144,8 +144,8 @@ def by_tag(records: list[world.Record]) -> dict[str, list[world.Record]]:
     return {tag: [record for record in records if record["tag"] == tag] for tag in world.TAGS}
 
 
-def to_pixels(images: list[np.ndarray]) -> Float[Tensor, "B 3 H W"]:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(images: UInt8[ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def features(vq: JanusVQVAE, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B n E"]:
@@ -158,66 +158,62 @@ def nearest(vq: JanusVQVAE, unit: Float[Tensor, "B n E"]) -> Int[Tensor, "B n"]:
     return (unit @ F.normalize(vq.quantize.embedding.weight, dim=-1).T).argmax(-1)
 
 
-def decode(vq: JanusVQVAE, quantised: Float[Tensor, "B n E"]) -> Float[Tensor, "B 3 H W"]:
-    grid = quantised.transpose(1, 2).unflatten(2, (GRID, GRID))
-    return vq.decoder(vq.post_quant_conv(grid))
+def patches(images: UInt8[ndarray, "B H W 3"]) -> UInt8[ndarray, "B n d"]:
+    """The images cut into the squares that one token stands for, in raster order."""
+    size = world.LATTICE
+    cut = images.reshape(len(images), GRID, size, GRID, size, 3).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(len(images), GRID**2, -1)
 
 
-def sphere_kmeans(points: Float[Tensor, "M E"], count: int, rounds: int = 15) -> Float[Tensor, "count E"]:
-    """Spherical k-means with farthest-point starts, so that rare patches get a code of their own."""
-    centres = points[:1]
-    similarity = points @ centres[0]
-    while len(centres) < count:
-        centres = torch.cat([centres, points[similarity.argmin()][None]])
-        similarity = torch.maximum(similarity, points @ centres[-1])
-    for _ in range(rounds):
-        owner = (points @ centres.T).argmax(-1)
-        sums = torch.zeros_like(centres).index_add_(0, owner, points)
-        centres = torch.where(sums.norm(dim=-1, keepdim=True) > 0, F.normalize(sums, dim=-1), centres)
-    return centres
+def dictionary() -> dict[bytes, int]:
+    """A code for every patch that the world can show: objects lie on the lattice, so there are few."""
+    corner = world.LATTICE
+    shapes = itertools.product(world.SHAPES, world.COLORS, world.SIDES)
+    alone = [world.render([world.Shape(shape, color, corner, corner, side)]) for shape, color, side in shapes]
+    distinct = sorted({patch.tobytes() for patch in patches(np.stack(alone)).reshape(-1, 3 * corner**2)})
+    if len(distinct) > CODES:
+        raise ValueError(f"the world shows {len(distinct)} patches, more than the {CODES} codes")
+    return {patch: code for code, patch in enumerate(distinct)}
+
+
+def codes(images: UInt8[ndarray, "B H W 3"], codes_of: dict[bytes, int]) -> Int[Tensor, "B n"]:
+    return torch.tensor([[codes_of[patch.tobytes()] for patch in image] for image in patches(images)])
 
 
 def train_vq(vq: JanusVQVAE, build: Build) -> None:
-    """An autoencoder on the unit sphere first; then k-means codes and straight-through training."""
+    """Learn the code vectors, a decoder that paints a scene from its codes, and an encoder that finds them.
+
+    Each patch of the world has its code from the start, so a token means the same wherever it stands. (A
+    tokenizer that chooses its codes freely spends many of them on shades of the empty ground, and the
+    language model then has to learn that noise.)
+    """
     saved = build.work / "vq.pt"
     if saved.exists():
         vq.load_state_dict(torch.load(saved, weights_only=True))
         return
     generator = np.random.default_rng(build.seed)
-    records = by_tag(world.prompts("train"))
+    records, codes_of = by_tag(world.prompts("train")), dictionary()
     optimizer = torch.optim.AdamW(vq.parameters(), lr=build.vq_learning_rate, betas=(0.9, 0.95), weight_decay=0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, build.vq_learning_rate, total_steps=build.vq_steps)
-    continuous = build.vq_steps // 3
     vq.train()
     for step in range(build.vq_steps):
-        scenes = [
-            world.render(world.scene_for(random_scene(generator, records), generator)) for _ in range(build.vq_batch)
-        ]
-        pixels = to_pixels(scenes)
-        unit = features(vq, pixels)
-        if step == continuous:
-            with torch.no_grad():
-                vq.quantize.embedding.weight.copy_(sphere_kmeans(unit.flatten(0, 1), CODES))
-        quantised, commitment = unit, torch.zeros(())
-        if step >= continuous:
-            codes = F.normalize(F.embedding(nearest(vq, unit), vq.quantize.embedding.weight), dim=-1)
-            commitment = F.mse_loss(codes, unit.detach()) + 0.25 * F.mse_loss(unit, codes.detach())
-            quantised = unit + (codes - unit).detach()
+        drawn = [random_record(generator, records) for _ in range(build.vq_batch)]
+        images = np.stack([world.render(world.scene_for(record, generator)) for record in drawn])
+        pixels, tokens = to_pixels(images), codes(images, codes_of)
+        painted = vq.decode(tokens)
         # Objects cover a tenth of the picture: weigh them up.
         ground = world.BACKGROUND[0] / 127.5 - 1
         weight = 1 + 5 * (pixels - ground).abs().amax(1, keepdim=True).gt(0.1)
-        error = (weight * (decode(vq, quantised) - pixels).abs()).mean()
-        loss = error + commitment
+        error = (weight * (painted - pixels).abs()).mean()
+        likeness = features(vq, pixels) @ F.normalize(vq.quantize.embedding.weight, dim=-1).T
+        found = F.cross_entropy(likeness.flatten(0, 1) / 0.05, tokens.flatten())
         optimizer.zero_grad()
-        loss.backward()
+        (error + found).backward()
         torch.nn.utils.clip_grad_norm_(vq.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == build.vq_steps - 1:
-            print(
-                f"vq {step:5d}/{build.vq_steps}  error {error.item():.4f}  commitment {commitment.item():.4f}",
-                flush=True,
-            )
+            print(f"vq {step:5d}/{build.vq_steps}  error {error.item():.4f}  codes {found.item():.4f}", flush=True)
     torch.save(vq.state_dict(), saved)
 
 
@@ -226,9 +222,9 @@ def round_trip(vq: JanusVQVAE, build: Build, scenes: int = 600) -> dict[str, flo
     """Share of scenes whose objects the detector finds exactly, drawn and after encode and decode."""
     generator = np.random.default_rng(build.seed + 1)
     records = by_tag(list(world.all_prompts()))
-    layouts = [world.scene_for(random_scene(generator, records), generator) for _ in range(scenes)]
+    layouts = [world.scene_for(random_record(generator, records), generator) for _ in range(scenes)]
     drawn = [world.render(layout) for layout in layouts]
-    pixels = to_pixels(drawn)
+    pixels = to_pixels(np.stack(drawn))
     tokens = nearest(vq, features(vq, pixels))
     decoded = ((vq.decode(tokens) + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     detector = ShapesDetector()
@@ -245,25 +241,6 @@ def round_trip(vq: JanusVQVAE, build: Build, scenes: int = 600) -> dict[str, flo
         "vq_round_trip": exact(list(decoded)),
         "codes_used": tokens.unique().numel(),
     }
-
-
-@torch.no_grad()
-def tokenised_scenes(vq: JanusVQVAE, build: Build) -> tuple[Int[Tensor, "M n"], list[world.Record]]:
-    """Codes of `build.scenes` scenes of training prompts, and the record each was drawn from."""
-    generator = np.random.default_rng(build.seed + 2)
-    records = by_tag(world.prompts("train"))
-    chosen = [random_scene(generator, records) for _ in range(build.scenes)]
-    scenes = (world.render(world.scene_for(record, generator)) for record in chosen)
-    saved = build.work / "codes.pt"
-    if saved.exists():
-        return torch.load(saved, weights_only=True), chosen
-    codes = []
-    for start in range(0, build.scenes, 200):
-        pixels = to_pixels([next(scenes) for _ in range(min(200, build.scenes - start))])
-        codes.append(nearest(vq, features(vq, pixels)))
-        print(f"codes {start}/{build.scenes}", flush=True)
-    torch.save(torch.cat(codes), saved)
-    return torch.cat(codes), chosen
 
 
 def language_optimizer(policy: JanusPolicy, build: Build) -> torch.optim.Optimizer:
@@ -283,8 +260,7 @@ def learning_rate(step: int, build: Build) -> float:
 
 def train_language_model(policy: JanusPolicy, build: Build) -> None:
     """Next-token prediction of the scenes' codes after their captions, some of them wrong, some null."""
-    codes, records = tokenised_scenes(policy.model.model.vqmodel, build)
-    wrong = by_tag(world.prompts("train"))
+    codes_of, records = dictionary(), by_tag(world.prompts("train"))
     optimizer = language_optimizer(policy, build)
     saved, first = build.work / "lm.pt", 0
     if saved.exists():
@@ -295,22 +271,19 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
     began = time.time()
     for step in range(first, build.lm_steps):
         generator = np.random.default_rng([build.seed, step])
-        rows = generator.integers(build.scenes, size=build.lm_batch)
-        captions = []
-        for row in rows:
-            record = records[row]
+        drawn = [random_record(generator, records) for _ in range(build.lm_batch)]
+        tokens = codes(np.stack([world.render(world.scene_for(record, generator)) for record in drawn]), codes_of)
+        for row, record in enumerate(drawn):
             if generator.random() < build.caption_noise:
-                others = wrong[str(record["tag"])]
-                record = others[generator.integers(len(others))]
-            captions.append(str(record["prompt"]))
+                others = records[str(record["tag"])]
+                drawn[row] = others[generator.integers(len(others))]
         # The unconditional branch becomes the condition of some rows.
-        both = policy.encode(captions)
+        both = policy.encode([str(record["prompt"]) for record in drawn])
         null = torch.from_numpy(generator.random(build.lm_batch) < build.null_share).long()
         rows_of = torch.arange(build.lm_batch)
         condition = Condition(
             both.prompts, {name: tensor[null, rows_of][None] for name, tensor in both.tensors.items()}
         )
-        tokens = codes[torch.from_numpy(rows)]
         logits = policy.head(policy.hidden(condition, tokens, branches=1)[0])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
         loss.backward()
