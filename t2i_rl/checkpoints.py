@@ -1,14 +1,17 @@
 """Checkpoints that are never torn: written aside, closed with an inventory, then renamed into place.
 
 A checkpoint is a folder `step-000020` with the policy in its own format, `optimizer.pt` and, last,
-`complete.json`: the step and the size of every file. Only a folder whose inventory matches is loaded.
+`complete.json`: the step, the settings of the run and the size of every file. Only a folder whose inventory
+matches is loaded.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,6 +21,14 @@ from t2i_rl.errors import UserError
 
 INVENTORY = "complete.json"
 OPTIMIZER = "optimizer.pt"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a checkpoint says of itself: its step, and the settings it was trained with."""
+
+    step: int
+    settings: Mapping[str, Any]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -35,14 +46,21 @@ def at_step(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def save(folder: Path, step: int, save_policy: Callable[[Path], None], optimizer: torch.optim.Optimizer) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    save_policy: Callable[[Path], None],
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+) -> Path:
     """Write the checkpoint of a step; the ones before it are untouched whatever happens.
 
-    Raises UserError when the disk is full.
+    settings: as JSON holds them; `read` gives them back. Raises UserError when it cannot be written.
     """
     final = at_step(folder, step)
     aside = final.with_name(f".{final.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in folder.glob(".step-*.new"):  # by a run that was killed while it wrote
+        shutil.rmtree(left)
     try:
         aside.mkdir(parents=True)
         save_policy(aside)
@@ -52,42 +70,44 @@ def save(folder: Path, step: int, save_policy: Callable[[Path], None], optimizer
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-        write_atomically(aside / INVENTORY, json.dumps({"step": step, "files": sizes}, indent=2) + "\n")
+        inventory = {"step": step, "settings": dict(settings), "files": sizes}
+        write_atomically(aside / INVENTORY, json.dumps(inventory, indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
     except (OSError, RuntimeError, SafetensorError) as error:
         # A full disk is a RuntimeError to torch and an error of its own to safetensors.
         shutil.rmtree(aside, ignore_errors=True)
-        last = latest(folder)
-        kept = f"the last good one is {last}" if last else "there is none yet"
-        raise UserError(
-            f"the checkpoint of step {step} could not be written to {folder} ({error}); {kept}: "
-            "free some space and continue with --resume"
-        ) from error
+        last, reason = latest(folder), str(error).partition("\n")[0]
+        mend = f"make room, then --resume goes on from {last}" if last else "make room, delete the run and start again"
+        raise UserError(f"the checkpoint of step {step} cannot be written to {folder} ({reason}): {mend}") from error
     return final
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint; UserError, with the reason, when it is torn or not a checkpoint of ours."""
+def read(checkpoint: Path) -> Inventory:
+    """The inventory of a checkpoint; UserError, with the reason, when it is torn or not a checkpoint of ours."""
     try:
-        inventory = json.loads((checkpoint / INVENTORY).read_text())
-        files, step = dict(inventory["files"]), int(inventory["step"])
+        found = json.loads((checkpoint / INVENTORY).read_text())
+        files, inventory = dict(found["files"]), Inventory(int(found["step"]), dict(found["settings"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint} is not a complete checkpoint: it has no valid {INVENTORY}") from error
+        raise UserError(
+            f"{checkpoint} is not a checkpoint of ours, for it has no valid {INVENTORY}: "
+            "delete it to resume from an older one"
+        ) from error
     for name, size in files.items():
         path = checkpoint / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+        length = path.stat().st_size if path.is_file() else None
+        if length != size:
+            state = "is missing" if length is None else f"has {length} bytes instead of {size}"
             raise UserError(
-                f"the checkpoint {checkpoint} is torn: {name} {state}; delete it to resume from an older one"
+                f"the checkpoint {checkpoint} is torn, for {name} {state}: delete it to resume from an older one"
             )
-    return step
+    return inventory
 
 
 def complete(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first; half-written ones do not carry the final name."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    numbered = {path.name.removeprefix("step-"): path for path in folder.glob("step-*") if path.is_dir()}
+    return [numbered[step] for step in sorted(filter(str.isdigit, numbered), key=int)]
 
 
 def latest(folder: Path) -> Path | None:
@@ -97,11 +117,17 @@ def latest(folder: Path) -> Path | None:
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
     """Restore the optimizer; only tensors and plain containers are read (no code can run)."""
-    state: dict[str, Any] = torch.load(checkpoint / OPTIMIZER, weights_only=True)
+    path = checkpoint / OPTIMIZER
     try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"the optimizer state in {checkpoint} belongs to another model: {error}") from error
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        for parameter, state in optimizer.state.items():
+            if {value.shape for value in state.values() if value.ndim} != {parameter.shape}:
+                raise ValueError("a moment has another shape than its parameter")
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, UnpicklingError) as error:
+        # What torch says of a file that is not its own spans lines and advises to switch the safety off.
+        raise UserError(
+            f"{path} is not the optimizer state of this run: delete {checkpoint} to resume from an older one"
+        ) from error
 
 
 def prune(folder: Path, keep_last: int, best: int | None) -> None:

@@ -2,24 +2,28 @@
 
 Errors are one sentence on stderr: exit code 2 for bad input, 1 for a run that diverged. Help and
 argument errors import neither torch nor transformers, so commands import what they need when they run.
+The first line of a command's docstring is what `t2i-rl --help` says of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from models.errors import ModelError
+from models.registry import find as find_model
 from rewards.errors import RewardError
-from t2i_rl.config import Sampling, TrainConfig, override, preset, read_run_file
+from t2i_rl.config import Sampling, TrainConfig, override, preset, read_settings
 from t2i_rl.errors import DivergenceError, UserError
+from t2i_rl.methods import find_method
 
 if TYPE_CHECKING:
     from models.policy import Policy
@@ -30,26 +34,27 @@ BOX = "╭╮╰╯│─ "
 
 @dataclass(frozen=True)
 class TrainChoice:
-    """What picks the preset that the other flags then override."""
+    """What picks the preset that the run file and the other flags then override."""
 
-    model: str = "tiny"
-    method: str = "cfg"
-    reward: str = "shapes"
+    model: str | None = None
+    method: str | None = None
+    reward: str | None = None
     config: Path | None = None
-    resume: Path | None = None
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Continue a killed or a finished run.
+    """Continue a run that was stopped, or that is to do more steps. Its other settings stay as they were.
 
     Attributes:
         resume: the run folder.
-        steps: a new number of steps for the whole run.
+        steps: a new number of steps for the whole run, not only for the rest.
+        device: where everything runs from now on, such as cpu or cuda.
     """
 
-    resume: Path
-    steps: int | None = None
+    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    device: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +72,17 @@ class Drawing:
     """
 
     model: str = "tiny"
-    guidance_scale: float | None = None
+    guidance_scale: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse before torch is imported."""
+        find_model(self.model)
+        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def load(self) -> tuple[Policy, Sampling]:
         """The model, and how it is sampled."""
@@ -85,7 +95,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Drawing):
-    """Images of prompts, a contact sheet, and a json of seeds and settings.
+    """Images of prompts, a contact sheet, and a JSON file of seeds and settings.
 
     Attributes:
         prompts: the prompts themselves, or one .jsonl or .txt file of them.
@@ -94,7 +104,9 @@ class Generate(Drawing):
         batch: images sampled at once; only memory and speed depend on it.
     """
 
-    prompts: tyro.conf.Positional[tuple[str, ...]]
+    prompts: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PROMPT ...", help_behavior_hint="")
+    ]
     out: Path = Path("runs/generate")
     images_per_prompt: int = 4
     batch: int = 32
@@ -130,47 +142,56 @@ class Heatmap(Drawing):
         out: folder of the three files; it must not hold anything.
     """
 
-    prompt: tyro.conf.Positional[str]
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")]
     group_size: int = 4
-    reference: str | None = None
+    reference: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     out: Path = Path("runs/heatmap")
 
 
-def parse(kind: type[Parsed], arguments: Sequence[str], command: str, default: Any = None) -> Parsed:
-    """The arguments as a dataclass; what tyro would put in a box becomes one sentence."""
+@contextlib.contextmanager
+def one_sentence(command: str) -> Iterator[None]:
+    """What tyro would put in a box becomes one sentence; help passes through."""
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            more = {} if default is None else {"default": default}
-            return tyro.cli(kind, args=arguments, prog=f"t2i-rl {command}", **more)
+            yield
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         lines = [line.strip(BOX) for line in stderr.getvalue().splitlines()[1:]]
-        sentence = " ".join(lines[: lines.index("")] if "" in lines else lines)
+        sentence = " ".join(lines[: lines.index("")] if "" in lines else lines).rstrip(".")
         raise UserError(f"{sentence} (see t2i-rl {command} --help)") from None
 
 
+def parse(kind: type[Parsed], arguments: Sequence[str], command: str, default: Parsed | None = None) -> Parsed:
+    """The arguments as a dataclass."""
+    more: dict[str, Any] = {} if default is None else {"default": default}
+    with one_sentence(command):
+        return tyro.cli(kind, args=arguments, prog=f"t2i-rl {command.partition(' --')[0]}", **more)
+
+
 def resolve(arguments: Sequence[str]) -> TrainConfig:
-    """Flag > run file > preset."""
-    choice, _ = tyro.cli(TrainChoice, args=arguments, return_unknown_args=True, add_help=False)
-    config = preset(choice.model, choice.reward, choice.method)
-    rest = list(arguments)
-    if choice.config is not None:
-        settings = read_run_file(choice.config)
-        names = {name: settings.get(name, getattr(choice, name)) for name in ("model", "reward", "method")}
-        config = override(preset(**names), settings, str(choice.config))
-        at = next(index for index, word in enumerate(rest) if word.startswith("--config"))
-        del rest[at : at + (1 if "=" in rest[at] else 2)]
-    return parse(TrainConfig, rest, "train", default=config)
+    """Flag > run file > preset. Names that nothing goes by are refused here, before torch is imported."""
+    with one_sentence("train"):
+        choice, rest = tyro.cli(TrainChoice, args=arguments, return_unknown_args=True, add_help=False)
+    named = {name: value for name in ("model", "reward", "method") if (value := getattr(choice, name)) is not None}
+    settings = {} if choice.config is None else read_settings(choice.config)
+    chosen = override(TrainConfig(), settings, str(choice.config))
+    chosen = replace(chosen, **named)
+    config = override(preset(chosen.model, chosen.reward, chosen.method), settings, str(choice.config))
+    config = parse(TrainConfig, rest, "train", default=replace(config, **named))
+    find_method(config.method)
+    find_model(config.model)
+    return config
 
 
 def train(arguments: Sequence[str]) -> None:
+    """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
-        again = parse(Resume, arguments, "train")
+        again = parse(Resume, arguments, "train --resume RUN")
         from t2i_rl.run import resume
 
-        finished = resume(again.resume, again.steps)
+        finished = resume(again.resume, again.steps, again.device)
     else:
         config = resolve(arguments)
         from t2i_rl.run import start
@@ -180,6 +201,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def generate(arguments: Sequence[str]) -> None:
+    """draw images of prompts"""
     wanted = parse(Generate, arguments, "generate")
     from t2i_rl.outputs import check_free
     from t2i_rl.prompts import Prompt, load_prompts
@@ -199,9 +221,13 @@ def generate(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    benchmarks = ("geneval",)
-    if not arguments or arguments[0] not in benchmarks:
-        raise UserError(f"name the benchmark: t2i-rl eval {' | '.join(benchmarks)} --model MODEL")
+    """measure a model on a benchmark: geneval"""
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print("usage: t2i-rl eval BENCHMARK [OPTIONS]\n\nBenchmarks: geneval\n\nSee t2i-rl eval BENCHMARK --help")
+        return
+    if list(arguments[:1]) != ["geneval"]:
+        named = f"there is no benchmark {arguments[0]!r}" if arguments else "no benchmark is named"
+        raise UserError(f"{named}: use t2i-rl eval geneval --model MODEL")
     wanted = parse(EvalGenEval, arguments[1:], "eval geneval")
     from rewards.registry import build
     from t2i_rl.prompts import load_prompts
@@ -228,6 +254,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def heatmap(arguments: Sequence[str]) -> None:
+    """draw the token maps of a prompt's images"""
     wanted = parse(Heatmap, arguments, "heatmap")
     from t2i_rl.outputs import check_free
 
@@ -245,7 +272,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
+        print("usage: t2i-rl COMMAND [OPTIONS]\n\nReinforcement learning for autoregressive text-to-image models.\n")
+        for name, function in COMMANDS.items():
+            print(f"  {name:<10}{function.__doc__}")
+        print("\nSee t2i-rl COMMAND --help")
         return 0
     try:
         command = COMMANDS.get(words[0])
@@ -258,6 +288,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergenceError as error:
         print(f"t2i-rl: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:  # nothing that the user could mend
+            raise
+        where = f"cannot use {error.filename}" if error.filename else "cannot write on"
+        print(f"t2i-rl: {where} ({error.strerror}): check the path and the free space", file=sys.stderr)
+        return 2
     return 0
 
 

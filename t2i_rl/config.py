@@ -6,13 +6,22 @@ Precedence: flag > run file (TOML or JSON) > preset. What a run used is written 
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from t2i_rl.errors import UserError
+
+# What may differ between a run and its continuation, and where it lies.
+FREE = ("out", "steps", "device")
+
+
+def _check(name: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {value}: it has to be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,12 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check("guidance-scale", self.guidance_scale, math.isfinite(self.guidance_scale), "finite")
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more")
+        _check("top-k", self.top_k, self.top_k >= 0, "0 or more")
+        _check("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+
 
 @dataclass(frozen=True)
 class RolloutConfig:
@@ -46,6 +61,11 @@ class RolloutConfig:
     group_size: int = 8
     micro_batch: int = 8
     sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        _check("rollout.prompts-per-step", self.prompts_per_step, self.prompts_per_step >= 1, "at least 1")
+        _check("rollout.group-size", self.group_size, self.group_size >= 2, "at least 2, to compare images in a group")
+        _check("rollout.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,17 @@ class UpdateConfig:
     updates_per_rollout: int = 1
     micro_batch: int = 32
 
+    def __post_init__(self) -> None:
+        _check("update.learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
+        _check("update.betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
+        _check("update.weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
+        _check("update.max-grad-norm", self.max_grad_norm, self.max_grad_norm > 0, "above 0")
+        _check("update.warmup-steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
+        _check("update.final-ratio", self.final_ratio, 0 <= self.final_ratio <= 1, "between 0 and 1")
+        repeats = self.updates_per_rollout
+        _check("update.updates-per-rollout", repeats, repeats >= 1, "at least 1")
+        _check("update.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -89,6 +120,11 @@ class EvaluationConfig:
     images_per_tag: int = 50
     batch: int = 64
 
+    def __post_init__(self) -> None:
+        _check("evaluation.every", self.every, self.every >= 1, "at least 1")
+        _check("evaluation.images-per-tag", self.images_per_tag, self.images_per_tag >= 1, "at least 1")
+        _check("evaluation.batch", self.batch, self.batch >= 1, "at least 1")
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -102,10 +138,18 @@ class CheckpointConfig:
     every: int = 10
     keep_last: int = 2
 
+    def __post_init__(self) -> None:
+        _check("checkpoint.every", self.every, self.every >= 1, "at least 1")
+        _check("checkpoint.keep-last", self.keep_last, self.keep_last >= 1, "at least 1")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run.
+    """A training run. Flags win over the run file, which wins over the preset of the model, reward and method.
+
+    --config FILE: the run file, TOML or JSON, with settings by the names below.
+
+    --resume RUN: continue a run instead; see t2i-rl train --resume RUN --help.
 
     Attributes:
         model: a registered name, a checkpoint folder or a hub id.
@@ -116,7 +160,7 @@ class TrainConfig:
         steps: rollouts in the whole run.
         seed: of the noise and of the order of the prompts.
         out: the run folder; it must not exist.
-        dtype: of the weights.
+        dtype: of the weights and of AdamW's moments (whose epsilon float16 would round to 0).
         device: where everything runs, such as cpu or cuda.
     """
 
@@ -128,7 +172,7 @@ class TrainConfig:
     steps: int = 100
     seed: int = 0
     out: Path = Path("runs/train")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
@@ -136,19 +180,10 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        rules = (
-            (self.rollout.group_size > 1, "rollout.group-size is 1: a group needs two images to compare"),
-            (self.steps > 0, f"steps is {self.steps}: a run needs at least one"),
-            (self.rollout.prompts_per_step > 0, "rollout.prompts-per-step must be at least 1"),
-            (min(self.rollout.micro_batch, self.update.micro_batch) > 0, "a micro-batch must be at least 1"),
-            (self.update.updates_per_rollout > 0, "update.updates-per-rollout must be at least 1"),
-            (self.rollout.sampling.temperature > 0, "rollout.sampling.temperature must be above 0 in training"),
-            (self.evaluation.every > 0 and self.checkpoint.every > 0, "an interval of steps must be at least 1"),
-            (self.checkpoint.keep_last > 0, "checkpoint.keep-last must be at least 1"),
-        )
-        for holds, sentence in rules:
-            if not holds:
-                raise UserError(sentence)
+        _check("steps", self.steps, self.steps >= 1, "at least 1")
+        _check("seed", self.seed, self.seed >= 0, "0 or more")
+        temperature = self.rollout.sampling.temperature
+        _check("rollout.sampling.temperature", temperature, temperature > 0, "above 0 in training")
 
 
 TINY = TrainConfig(
@@ -172,51 +207,61 @@ def to_json(config: TrainConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
-def from_json(text: str, run: Path, steps: int | None) -> TrainConfig:
-    """The configuration that a run was started with, its folder and, if given, its number of steps replaced."""
-    try:
-        config: TrainConfig = override(TrainConfig(), json.loads(text), f"{run}/config.json")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{run}/config.json is not valid JSON: {error}") from error
-    return dataclasses.replace(config, out=run, steps=config.steps if steps is None else steps)
+def fixed(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a continuation has to share, by dotted name, as JSON holds them."""
+
+    def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        leaves: dict[str, Any] = {}
+        for name, value in tree.items():
+            leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return leaves
+
+    return {name: value for name, value in flat(json.loads(to_json(config))).items() if name not in FREE}
 
 
-def read_run_file(path: Path) -> dict[str, Any]:
-    """The nested settings of a TOML or JSON file."""
+def read_settings(path: Path) -> Any:
+    """What a TOML or JSON file holds."""
+    kind, parse = ("TOML", tomllib.loads) if path.suffix == ".toml" else ("JSON", json.loads)
     try:
-        text = path.read_text()
-        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"the run file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"the run file {path} is not valid {path.suffix.lstrip('.').upper()}: {error}") from error
+        raise UserError(f"cannot read the settings in {path} ({error.strerror}): check the path") from error
+    except ValueError as error:  # of either parser, or of the decoding
+        raise UserError(f"{path} is not valid {kind} ({error}): mend it") from error
 
 
-def override(config: Any, settings: Mapping[str, Any], where: str = "the run file") -> Any:
+def override(config: Any, settings: Any, where: str) -> Any:
     """The configuration with the nested settings in place; unknown keys and wrong types are refused."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{where} has to hold named settings, not {settings!r}")
     hints = get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")
         if name not in hints:
-            raise UserError(f"{where} has the unknown key {key!r}; it may hold {', '.join(hints)}")
-        current = getattr(config, name)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {key} must be a table")
-            changes[name] = override(current, value, f"{where}, {key}")
+            raise UserError(f"{where} has the unknown key {key!r}: it may hold {', '.join(hints)}")
+        if dataclasses.is_dataclass(hints[name]):
+            changes[name] = override(getattr(config, name), value, f"{where}, {key},")
         else:
-            changes[name] = _converted(value, current, f"{where}: {key}")
+            changes[name] = _converted(value, hints[name], f"{where}: {key}")
     return dataclasses.replace(config, **changes)
 
 
-def _converted(value: Any, current: Any, where: str) -> Any:
+def _converted(value: Any, wanted: Any, where: str) -> Any:
     """`value` as the type that the setting has."""
-    wanted = type(current)
-    if wanted in (Path, tuple) and isinstance(value, str | list):
-        return wanted(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    choices = get_args(wanted)
+    if get_origin(wanted) is Literal:
+        if value not in choices:
+            raise UserError(f"{where} is {value!r}: choose one of {', '.join(choices)}")
+        return value
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list) or len(value) != len(choices):
+            raise UserError(f"{where} is {value!r}: it has to be a list of {len(choices)} numbers")
+        return tuple(_converted(item, kind, where) for item, kind in zip(value, choices, strict=True))
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
-        raise UserError(f"{where} must be of type {wanted.__name__}, not {value!r}")
+        raise UserError(f"{where} is {value!r}: it has to be of type {wanted.__name__}")
     return value

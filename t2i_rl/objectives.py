@@ -1,11 +1,11 @@
-"""The loss of an update: clipped policy gradient with per-token credit, and the KL to the reference.
+"""The loss of an update: a surrogate with per-token credit, and the KL to the reference.
 
-    loss = sum_it m_it * w_it * -min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) / D_policy
-         + beta * sum_it m_it * k3_it / D_kl
+    loss = sum_it m_it * w_it * surrogate_it / D_policy
+         + sum_it m_it * (beta * c_it * kl_it - entropy_bonus * entropy_it) / D_kl
 
-over images i and tokens t, with the mask m and the weight w of `t2i_rl.credit`, and the advantage A. The clipped
-term is PPO's (arXiv:1707.06347, eq. 7), its combination with group advantages and the k3 estimate of the KL is
-GRPO's (arXiv:2402.03300, eqs. 3 and 4).
+over images i and tokens t, with the mask m, the weight w and the KL factor c (1 if not given) of `t2i_rl.credit`,
+and the surrogate of the ratio and the advantage (`t2i_rl.surrogates`). Clipped surrogate, group advantages and the k3
+estimate of the KL are GRPO (arXiv:2402.03300, eqs. 3 and 4).
 
 Denominators are those of the whole update batch, taken once: the loss of some rows is their part of the whole, so
 micro-batches of any split add up. Log-probabilities are float32, conditional, at temperature 1.
@@ -13,41 +13,61 @@ micro-batches of any split add up. Log-probabilities are float32, conditional, a
 
 from __future__ import annotations  # with TYPE_CHECKING: the command line reads Objective without importing torch
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Bool, Float
 
+from t2i_rl.choices import check_choice
 from t2i_rl.errors import UserError
+from t2i_rl.surrogates import LIMIT, Clipped, Dhpo, Moves, Surrogate, Unit, log_ratio, unit_lengths, unit_log_ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.policy import TokenLayout
     from t2i_rl.credit import TokenCredit
 
-LIMIT = 20.0  # nats: bound of a difference of log-probabilities before its exponential
+Denominator = Literal["mask", "weight", "tokens", "mean-of-rows", "rows"]
+Through = Literal["unit", "token"]
+KL = Literal["k1", "k2", "k3", "abs", "full"]
 
 
 @dataclass(frozen=True)
 class Objective:
     """How far a token's probability may move, and what pulls it back.
 
-    clip_low, clip_high: the ratio to the sampling policy earns nothing outside `[1 - clip_low, 1 + clip_high]`.
+    surrogate: the loss of a token.
+    unit: whose ratio it looks at: the token's, or the geometric mean over a picture row, a scale, the sequence.
+    through: where a unit's gradient goes: `unit`, through the mean; `token`, the mean's value with each token's own
+        gradient (GSPO-token, arXiv:2507.18071, eq. 14).
     beta: factor of the KL to the reference; 0 leaves it out.
+    kl: the form of the KL (`kl_terms`).
     denominator: what divides the policy term. `mask`: the updated tokens; `weight`: the sum of their weights;
-        `tokens`: all tokens. The KL is divided by all tokens for `tokens`, else by the updated ones.
+        `tokens`: all tokens; `mean-of-rows`: the updated tokens of each image, then the images; `rows`: the images
+        (with the sequence as unit: LUSPO). The KL is divided by the same, but for `weight` by the updated tokens.
+    entropy_bonus: factor of the updated tokens' mean entropy, which is taken from the loss; negative: a penalty.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    surrogate: Surrogate = field(default_factory=Clipped)
+    unit: Unit = "token"
+    through: Through = "unit"
     beta: float = 0.0
-    denominator: Literal["mask", "weight", "tokens"] = "mask"
+    kl: KL = "k3"
+    denominator: Denominator = "mask"
+    entropy_bonus: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.clip_low < 1 and self.clip_high >= 0):
-            raise UserError(f"objective: clip-low {self.clip_low} must be in [0, 1), clip-high {self.clip_high} >= 0")
+        check_choice("objective", "unit", self.unit, Unit)
+        check_choice("objective", "through", self.through, Through)
+        check_choice("objective", "kl", self.kl, KL)
+        check_choice("objective", "denominator", self.denominator, Denominator)
         if self.beta < 0:
             raise UserError(f"objective: beta {self.beta} must not be negative")
+        if self.kl != "k3" and not self.beta:
+            raise UserError(f"objective: the KL form {self.kl} has no effect while beta is 0: set beta")
+        if self.unit == "token" and (self.through == "token" or isinstance(self.surrogate, Dhpo)):
+            raise UserError("objective: the unit is the token, so nothing can be mixed with it: set unit to sequence")
 
 
 @dataclass(frozen=True)
@@ -69,8 +89,8 @@ class Loss:
 
     value: what to differentiate.
     policy: the policy term of the loss.
-    kl: mean k3 over the updated tokens, in nats, before beta.
-    clip_fraction: share of the updated tokens at which clipping takes the gradient away.
+    kl: mean KL term over the updated tokens, in nats, before beta and the KL factor.
+    clip_fraction: share of the updated tokens at which a bound of the surrogate is active.
     """
 
     value: Float[Tensor, ""]
@@ -85,13 +105,11 @@ def denominators(credit: TokenCredit, objective: Objective) -> Denominators:
     tokens = selected.new_tensor(credit.mask.numel())
     if objective.denominator == "tokens":
         return Denominators(tokens, tokens, selected)
+    if objective.denominator in ("mean-of-rows", "rows"):
+        rows = tokens / credit.mask.shape[-1]
+        return Denominators(rows, rows, selected)
     weight = (credit.weight * credit.mask).sum()
     return Denominators(weight if objective.denominator == "weight" else selected, selected, selected)
-
-
-def log_ratio(lp: Float[Tensor, "... N"], old: Float[Tensor, "... N"] | None) -> Float[Tensor, "... N"]:
-    """`lp - old`, clamped to +-20 nats. Without `old` the policy is the one that sampled: 0, with lp's gradient."""
-    return (lp - (lp.detach() if old is None else old)).clamp(-LIMIT, LIMIT)
 
 
 def k3(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"]) -> Float[Tensor, "... N"]:
@@ -103,38 +121,90 @@ def k3(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"]) -> Float[Tensor,
     return difference.expm1() - difference  # expm1: small differences would drown in the 1
 
 
+def kl_terms(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"], form: KL) -> Float[Tensor, "... N"]:
+    """The KL of every token from the sampled one: k1 `lp - ref`, k2 half its square, abs its size, or `k3`.
+
+    The gradient of k1 is the score alone, 0 on average: it measures, and hardly pulls. `full` cannot be had from
+    sampled tokens: it is `t2i_rl.statistics.kl_divergence` of the two distributions, and raises ValueError here.
+    """
+    if form == "full":
+        raise ValueError("the full KL needs both distributions over the vocabulary: pass its values as `divergence`")
+    if form == "k3":
+        return k3(lp, ref)
+    difference = lp - ref
+    return {"k1": difference, "k2": difference.square() / 2, "abs": difference.abs()}[form]
+
+
 def policy_loss(
     lp: Float[Tensor, "*rows N"],
     old: Float[Tensor, "*rows N"] | None,
     ref: Float[Tensor, "*rows N"] | None,
-    advantages: Float[Tensor, "*rows"],
+    advantages: Float[Tensor, "*rows"] | Float[Tensor, "*rows N"],
     weight: Float[Tensor, "*rows N"],
     mask: Bool[Tensor, "*rows N"],
     objective: Objective,
     denominators: Denominators,
+    kl_weight: Float[Tensor, "*rows N"] | None = None,
+    layout: TokenLayout | None = None,
+    divergence: Float[Tensor, "*rows N"] | None = None,
+    entropy: Float[Tensor, "*rows N"] | None = None,
 ) -> Loss:
     """The rows' part of the loss of the batch to which the denominators belong.
 
     lp, old, ref: log-probabilities of the sampled tokens under the policy, under the policy that sampled them
         (None: the policy itself, one update per rollout) and under the reference (None: beta must be 0).
+    advantages: of the images, or token by token.
     weight: may carry gradient (the undetached running weight of `t2i_rl.credit.critical`).
+    kl_weight: factor of the KL at every token.
+    layout: where rows and scales lie, for the units of those names.
+    divergence: the exact KL of every token, with gradient, for the form `full`.
+    entropy: of the policy at every token, with gradient, for the entropy bonus.
 
     No selected token gives a loss of 0 that is still connected to lp.
     """
-    if ref is None and objective.beta:
+    if ref is None and divergence is None and objective.beta:
         raise ValueError(f"beta is {objective.beta}: the KL needs the reference's log-probabilities")
-    ratio = log_ratio(lp, old).exp()
-    advantage = advantages[..., None]
-    unclipped = ratio * advantage
-    clipped = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high) * advantage
-    policy = mean(-unclipped.minimum(clipped) * weight * mask, denominators.policy)
-    divergence = lp.new_zeros(lp.shape) if ref is None else k3(lp, ref) * mask
+    by_token = advantages if advantages.ndim == lp.ndim else advantages[..., None]
+    terms = objective.surrogate(moves(lp, old, mask, objective, layout), by_token)
+    # Images are never split, so each knows its own share of the mean.
+    share = mask / mask.sum(-1, keepdim=True).clamp(min=1) if objective.denominator == "mean-of-rows" else mask
+    policy = mean(terms.loss * weight * share, denominators.policy)
+    if divergence is None:
+        divergence = lp.new_zeros(lp.shape) if ref is None else kl_terms(lp, ref, objective.kl)
+    factor = share if kl_weight is None else share * kl_weight
+    value = policy + objective.beta * mean(divergence * factor, denominators.kl)
+    if objective.entropy_bonus:
+        if entropy is None:
+            raise ValueError(f"the entropy bonus is {objective.entropy_bonus}: pass the entropy of the tokens")
+        value = value - objective.entropy_bonus * mean(entropy * share, denominators.kl)
     return Loss(
-        value=policy + objective.beta * mean(divergence, denominators.kl),
+        value=value,
         policy=policy.detach(),
-        kl=mean(divergence, denominators.selected).detach(),
-        clip_fraction=mean((clipped < unclipped) & mask, denominators.selected),
+        kl=mean(divergence * mask, denominators.selected).detach(),
+        clip_fraction=mean(terms.clipped & mask, denominators.selected),
     )
+
+
+def moves(
+    lp: Float[Tensor, "*rows N"],
+    old: Float[Tensor, "*rows N"] | None,
+    mask: Bool[Tensor, "*rows N"],
+    objective: Objective,
+    layout: TokenLayout | None,
+) -> Moves:
+    """The log-ratios that the objective's surrogate looks at."""
+    by_token = by_unit = log_ratio(lp, old)
+    if objective.unit != "token":
+        if objective.unit == "sequence":
+            lengths = [lp.shape[-1]]
+        elif layout is None:
+            raise ValueError(f"the ratio of a {objective.unit} needs the layout of the tokens: pass it")
+        else:
+            lengths = unit_lengths(objective.unit, layout)
+        by_unit = unit_log_ratio(by_token, mask, lengths)
+        if objective.through == "token":
+            by_unit = by_unit.detach() + lp - lp.detach()
+    return Moves(by_unit, by_token, lp, lp.detach() if old is None else old)
 
 
 def mean(values: Tensor, denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:

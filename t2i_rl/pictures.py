@@ -15,9 +15,16 @@ from t2i_rl.noise import occurrences
 from t2i_rl.prompts import Prompt
 from t2i_rl.sampler import Noise, sample_group
 
+ROWS = 24  # of the grid over time; a longer run shows as many evaluations, evenly spaced
+
 
 def to_arrays(images: UInt8[ndarray, "R 3 H W"]) -> list[UInt8[ndarray, "H W 3"]]:
     return list(images.transpose(0, 2, 3, 1))
+
+
+def strip_path(folder: Path, step: int) -> Path:
+    """Where the pictures of an evaluation lie."""
+    return folder / f"step-{step:06d}.png"
 
 
 def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> None:
@@ -29,21 +36,22 @@ def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: 
     Image.fromarray(np.concatenate(to_arrays(images.cpu().numpy()), axis=1)).save(path)
 
 
-def draw_progress(folder: Path, prompts: Sequence[str], path: Path) -> None:
-    """All strips of a run below each other: one row per evaluation, one column per prompt."""
+def draw_progress(folder: Path, steps: Sequence[int], prompts: Sequence[str], path: Path) -> None:
+    """The strips of these steps below each other: one row per evaluation, one column per prompt."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    strips = sorted(folder.glob("step-*.png"))
-    figure = Figure(figsize=(1.4 * len(prompts), 1.4 * len(strips) + 0.8), layout="constrained")
+    spaced = np.linspace(0, len(steps) - 1, min(ROWS, len(steps))).round().astype(int)
+    shown = [steps[index] for index in spaced]
+    figure = Figure(figsize=(1.4 * len(prompts), 1.4 * len(shown) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(strips), len(prompts), squeeze=False)
-    for row, strip in zip(grid, strips, strict=True):
-        pictures = np.split(np.asarray(Image.open(strip)), len(prompts), axis=1)
+    grid = figure.subplots(len(shown), len(prompts), squeeze=False)
+    for row, step in zip(grid, shown, strict=True):
+        pictures = np.split(np.asarray(Image.open(strip_path(folder, step))), len(prompts), axis=1)
         for axes, picture in zip(row, pictures, strict=True):
             axes.imshow(picture, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(f"step {int(strip.stem.removeprefix('step-'))}")
+        row[0].set_ylabel(f"step {step}")
     for axes, prompt in zip(grid[0], prompts, strict=True):
         axes.set_title(textwrap.fill(prompt, 18), fontsize=7)
     figure.savefig(path, dpi=120)

@@ -11,18 +11,20 @@ RUN/checkpoints/       step-000020, ...; best.json names the best on held-out pr
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from models.errors import ModelError
 from models.registry import load
 from rewards.registry import build
 from t2i_rl import checkpoints
-from t2i_rl.config import TrainConfig, from_json, to_json
+from t2i_rl.config import TrainConfig, fixed, override, read_settings, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.evaluation import balanced, evaluate
 from t2i_rl.methods import find_method
-from t2i_rl.pictures import draw_progress, save_strip
+from t2i_rl.pictures import draw_progress, save_strip, strip_path
 from t2i_rl.prompts import Prompt, load_prompts
 from t2i_rl.tracking import Metrics, Tracker, draw_reward_curve
 from t2i_rl.trainer import Trainer
@@ -30,6 +32,8 @@ from t2i_rl.trainer import Trainer
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
+SAMPLES = "samples"
+PICTURES = "samples.png"  # written last: a run that has it is finished
 STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
@@ -40,28 +44,38 @@ def start(config: TrainConfig) -> Path:
             f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
         )
     trainer, heldout = _prepare(config, config.model)
-    config.out.mkdir(parents=True)
+    (config.out / CHECKPOINTS).mkdir(parents=True)
     checkpoints.write_atomically(config.out / CONFIG, to_json(config))
     return _train(trainer, heldout, done=0)
 
 
-def resume(run: Path, steps: int | None = None) -> Path:
-    """Continue from the newest checkpoint; only the number of steps may differ from the run's own settings."""
-    if not (run / CONFIG).is_file():
-        raise UserError(f"{run} is not a run folder: it has no {CONFIG}")
-    config = from_json((run / CONFIG).read_text(), run, steps)
+def resume(run: Path, steps: int | None = None, device: str | None = None) -> Path:
+    """Continue from the newest checkpoint; only the number of steps and the device may differ from the run's own."""
+    if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
+        raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
+    config: TrainConfig = override(TrainConfig(), read_settings(run / CONFIG), str(run / CONFIG))
+    config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
     newest = checkpoints.latest(run / CHECKPOINTS)
     if newest is None:
-        raise UserError(f"{run} has no finished checkpoint to resume from: delete it and start again")
-    done = checkpoints.step_of(newest)
-    if done >= config.steps:
-        raise UserError(f"{run} has done its {done} steps: give a larger --steps to go on")
+        raise UserError(f"{run} has no checkpoint to resume from: delete it and start again")
+    found = checkpoints.read(newest)
+    for name, now in fixed(config).items():
+        if found.settings.get(name) != now:
+            raise UserError(
+                f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {found.settings.get(name)!r}: "
+                "put it back, or start a new run with --model"
+            )
+    if found.step > config.steps or (found.step == config.steps and (run / PICTURES).exists()):
+        raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     trainer, heldout = _prepare(config, str(newest))
     if trainer.reference is not None:
-        trainer.reference = load(config.model, getattr(torch, config.dtype), config.device).reference()
+        try:
+            trainer.reference = load(config.model, getattr(torch, config.dtype), config.device).reference()
+        except ModelError as error:
+            raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
     checkpoints.load_optimizer(newest, trainer.optimizer)
     checkpoints.write_atomically(run / CONFIG, to_json(config))
-    return _train(trainer, heldout, done)
+    return _train(trainer, heldout, found.step)
 
 
 def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt]]:
@@ -79,10 +93,11 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], done: int) -> Path:
     shown = balanced(heldout, 2)[:STRIP]
     judged = balanced(heldout, config.evaluation.images_per_tag)
     sampling, seed = config.rollout.sampling, config.seed
+    (run / PICTURES).unlink(missing_ok=True)
 
     def judge(step: int) -> dict[str, float]:
         found = evaluate(policy, judged, trainer.reward, sampling, seed, config.evaluation.batch)
-        save_strip(run / "samples" / f"step-{step:06d}.png", policy, shown, sampling, seed)
+        save_strip(strip_path(run / SAMPLES, step), policy, shown, sampling, seed)
         return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
 
     with Tracker(run, config.steps, done) as tracker:
@@ -96,12 +111,20 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], done: int) -> Path:
             tracker.log(metrics)
             best = best_step(tracker.kept)
             if last or step == best or step % config.checkpoint.every == 0:
-                checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer)
-                checkpoints.write_atomically(run / BEST, json.dumps({"step": best}) + "\n")
-                checkpoints.prune(run / CHECKPOINTS, config.checkpoint.keep_last, best)
+                checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config))
+                _keep_best(config, best)
+        # Once more for a run that was killed between its last checkpoint and here.
+        _keep_best(config, best_step(tracker.kept))
         draw_reward_curve(run, tracker.kept)
-        draw_progress(run / "samples", [prompt.text for prompt in shown], run / "samples.png")
+        evaluated = [int(row["step"]) for row in tracker.kept if "heldout" in row]
+        draw_progress(run / SAMPLES, evaluated, [prompt.text for prompt in shown], run / PICTURES)
     return run
+
+
+def _keep_best(config: TrainConfig, best: int | None) -> None:
+    """Name the best checkpoint, and delete those that are neither it nor among the newest."""
+    checkpoints.write_atomically(config.out / BEST, json.dumps({"step": best}) + "\n")
+    checkpoints.prune(config.out / CHECKPOINTS, config.checkpoint.keep_last, best)
 
 
 def best_step(metrics: Sequence[Metrics]) -> int | None:

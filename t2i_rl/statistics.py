@@ -4,6 +4,7 @@ All in float32, in nats, at temperature 1 and before top-k and top-p: they descr
 sampler's settings. `guided` is the classifier-free-guidance mixture `u + g * (c - u)`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from t2i_rl.surrogates import LIMIT
 
 
 @dataclass
@@ -53,6 +56,26 @@ def kl_divergence(log_p: Float[Tensor, "... V"], log_q: Float[Tensor, "... V"]) 
     return (p * (log_p - log_q).masked_fill(p == 0, 0)).sum(-1)
 
 
+def js_divergence(log_p: Float[Tensor, "... V"], log_q: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
+    """Jensen-Shannon divergence, exact over the vocabulary: the mean KL of both to their mixture; at most ln 2."""
+    log_mixture = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (kl_divergence(log_p, log_mixture) + kl_divergence(log_q, log_mixture)) / 2
+
+
+def kl_from_uniform(log_p: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
+    """KL(uniform || p), exact over the vocabulary: how certain p is."""
+    return -math.log(log_p.shape[-1]) - log_p.mean(-1)
+
+
+def group_divergence(log_p: Float[Tensor, "P G block V"]) -> Float[Tensor, "P G block"]:
+    """How far each member's prediction is from its group's: `sum_v exp(x) - x - 1`.
+
+    x is the mean log-probability of the group minus the member's own, clamped to +-20.
+    """
+    difference = (log_p.mean(1, keepdim=True) - log_p).clamp(-LIMIT, LIMIT)
+    return (difference.expm1() - difference).sum(-1)
+
+
 STATISTICS: dict[str, Callable[[StepLogits], Float[Tensor, "R block"]]] = {
     "entropy": lambda step: entropy(step.log_guided),
     "kl_cond_uncond": lambda step: kl_divergence(step.log_conditional, step.log_unconditional),
@@ -61,4 +84,19 @@ STATISTICS: dict[str, Callable[[StepLogits], Float[Tensor, "R block"]]] = {
     "logp_guided": lambda step: step.at_tokens(step.log_guided),
 }
 
-NEEDS_UNCONDITIONAL = frozenset({"kl_cond_uncond", "logp_uncond"})
+# What single rules of `t2i_rl.credit` ask for, given the number of images per prompt: the rows are whole groups.
+RULE_STATISTICS: dict[str, Callable[[StepLogits, int], Float[Tensor, "R block"]]] = {
+    "group_divergence": lambda step, group: group_divergence(step.log_conditional.unflatten(0, (-1, group))).flatten(
+        0, 1
+    ),
+    "js_cond_uncond": lambda step, group: js_divergence(step.log_conditional, step.log_unconditional),
+    "kl_uniform": lambda step, group: kl_from_uniform(step.log_conditional),
+    "logit_cond": lambda step, group: step.at_tokens(step.conditional),
+}
+
+NEEDS_UNCONDITIONAL = frozenset({"kl_cond_uncond", "js_cond_uncond", "logp_uncond"})
+
+
+def measure(name: str, step: StepLogits, group: int) -> Float[Tensor, "R block"]:
+    """The statistic of that name, of groups of so many rows."""
+    return STATISTICS[name](step) if name in STATISTICS else RULE_STATISTICS[name](step, group)

@@ -38,8 +38,10 @@ Metrics = Mapping[str, float]
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The steps of a run so far; a line without its end was being written when the run was killed."""
     path = run / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Tracker:
@@ -89,8 +91,8 @@ class Tracker:
         line = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "kl", "heldout") if name in metrics)
         self.progress.update(self.task, completed=step, line=line)
         if self.progress.disable:
-            seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
-            self.say(f"step {step}  {line}  {seconds:.1f} s")
+            seconds = [value for name, value in metrics.items() if name.startswith("seconds/")]
+            self.say(f"step {step}  {line}" + (f"  {sum(seconds):.1f} s" if seconds else ""))
         elif "heldout" in metrics:
             self.say(f"step {step}  held-out {metrics['heldout']:.3f}")
 

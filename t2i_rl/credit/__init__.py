@@ -27,11 +27,44 @@ class TokenCredit:
     weight: factor of the policy term, at least 0.
     mask: tokens that are updated; the KL to the reference is taken over them too.
     classes: named sets of tokens for pictures.
+    kl: factor of the KL to the reference, where the rule changes that.
+    advantages: of the tokens, where the rule makes them differ within an image; they replace the image's.
     """
 
     weight: Float[Tensor, "P G N"]
     mask: Bool[Tensor, "P G N"]
     classes: Mapping[str, Bool[Tensor, "P G N"]] = field(default_factory=dict)
+    kl: Float[Tensor, "P G N"] | None = None
+    advantages: Float[Tensor, "P G N"] | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rule may know of the update beside its rollout.
+
+    advantages: of the images; None where they are not known.
+    step, steps: the number of the update, from 1, and of all updates of the run.
+    seed: of the run.
+    """
+
+    advantages: Float[Tensor, "P G"] | None = None
+    step: int = 1
+    steps: int = 1
+    seed: int = 0
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, in [0, 1)."""
+        return (self.step - 1) / self.steps
+
+    def known_advantages(self, rule: str) -> Float[Tensor, "P G"]:
+        """The advantages, or ValueError in the name of the rule that needs them."""
+        if self.advantages is None:
+            raise ValueError(f"{rule} needs the advantages of the images: pass them in the context")
+        return self.advantages
+
+
+UNKNOWN = Context()
 
 
 class CreditRule(Protocol):
@@ -48,7 +81,11 @@ class CreditRule(Protocol):
         ...
 
     def __call__(
-        self, rollout: Rollout, embeddings: Float[Tensor, "P G N E"] | None, layout: TokenLayout
+        self,
+        rollout: Rollout,
+        embeddings: Float[Tensor, "P G N E"] | None,
+        layout: TokenLayout,
+        context: Context = UNKNOWN,
     ) -> TokenCredit:
         """The credit of every token. Groups must be whole; `embeddings` are of the kind asked for, else None."""
         ...
@@ -62,7 +99,11 @@ class UniformCredit:
     embeddings: ClassVar[Embedding | None] = None
 
     def __call__(
-        self, rollout: Rollout, embeddings: Float[Tensor, "P G N E"] | None, layout: TokenLayout
+        self,
+        rollout: Rollout,
+        embeddings: Float[Tensor, "P G N E"] | None,
+        layout: TokenLayout,
+        context: Context = UNKNOWN,
     ) -> TokenCredit:
         weight = rollout.tokens.new_ones(rollout.tokens.shape).float()
         return TokenCredit(weight, weight.bool())

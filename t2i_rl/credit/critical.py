@@ -12,17 +12,20 @@ Differences between paper and released code, and what we chose:
   Ours is exponential by default: the paper's form is 0, so without policy gradient, at the first update.
 - The release lets gradient flow through the running weight, which then also updates unselected tokens.
   Detached by default: only then are the critical tokens the only ones.
+- The paper divides by all tokens, the release by the selected ones: the objective's denominator.
 - The release fixes the clip at 0.5; the paper has 0.5 to 1 by model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxtyping import Bool, Float
 
-from t2i_rl.credit import Embedding, TokenCredit
+from t2i_rl.choices import check_choice
+from t2i_rl.credit import UNKNOWN, Context, Embedding, TokenCredit
 from t2i_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,52 +35,102 @@ if TYPE_CHECKING:
     from t2i_rl.rollout import Rollout
 
 
+Part = Literal["initial", "structure", "similarity"]
+Sets = Literal["disjoint", "union"]
+Keep = Literal["chosen", "complement"]
+Form = Literal["exp", "linear"]
+PARTS: tuple[Part, ...] = ("initial", "structure", "similarity")
+
+
 @dataclass(frozen=True)
 class CriticalTokens:
     """Keeps 3K tokens of each image: K initial, K structure, K low-similarity ones.
 
     share: K as a part of all tokens.
     local_mean: whether the entropy is smoothed before its gradient is taken.
+    parts: which of the sets are kept (the paper's ablation); their order does not matter.
+    sets: `disjoint` as released, or `union`: the paper's, where sets may overlap and no border is barred.
+    keep: the chosen tokens, or all the others (`complement`, a control).
+    embedding: what similarity looks at: the model's input of a token, or its vector in the codebook.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ("entropy",)
-    embeddings: ClassVar[Embedding | None] = "lm_input"
 
     share: float = 0.1
     local_mean: bool = True
+    parts: tuple[Part, ...] = PARTS
+    sets: Sets = "disjoint"
+    keep: Keep = "chosen"
+    embedding: Embedding = "lm_input"
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 / 3:
             raise UserError(f"critical tokens: the share {self.share} of each of the three sets must be in (0, 1/3]")
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise UserError(f"critical tokens: the parts {self.parts} must be some of {', '.join(PARTS)}")
+        check_choice("critical tokens", "sets", self.sets, Sets)
+        check_choice("critical tokens", "keep", self.keep, Keep)
+        check_choice("critical tokens", "embedding", self.embedding, Embedding)
+
+    @property
+    def embeddings(self) -> Embedding | None:
+        return self.embedding if "similarity" in self.parts else None
 
     def __call__(
-        self, rollout: Rollout, embeddings: Float[Tensor, "P G N E"] | None, layout: TokenLayout
+        self,
+        rollout: Rollout,
+        embeddings: Float[Tensor, "P G N E"] | None,
+        layout: TokenLayout,
+        context: Context = UNKNOWN,
     ) -> TokenCredit:
         from t2i_rl.tokenmaps import entropy_gradient, similarity
 
-        if embeddings is None:
-            raise ValueError("critical tokens compare the images of a group by their token embeddings: pass them")
         entropy = rollout.statistics["entropy"]
-        alike = similarity(embeddings)[:, None].expand_as(entropy)
-        classes = critical_classes(entropy_gradient(entropy, layout, self.local_mean), alike, self.share)
-        mask = classes["initial"] | classes["structure"] | classes["similarity"]
+        if "similarity" not in self.parts:
+            alike = entropy.new_zeros(entropy.shape)
+        elif embeddings is None:
+            raise ValueError("critical tokens compare the images of a group by their token embeddings: pass them")
+        else:
+            alike = similarity(embeddings)[:, None].expand_as(entropy)
+        gradient = entropy_gradient(entropy, layout, self.local_mean)
+        classes = critical_classes(gradient, alike, self.share, self.parts, self.sets)
+        chosen = union(classes)
+        mask = chosen if self.keep == "chosen" else ~chosen
         return TokenCredit(mask.new_ones(mask.shape).float(), mask, classes)
 
 
 def critical_classes(
-    gradient: Float[Tensor, "... N"], similarity: Float[Tensor, "... N"], share: float
+    gradient: Float[Tensor, "... N"],
+    similarity: Float[Tensor, "... N"],
+    share: float,
+    parts: Sequence[Part] = PARTS,
+    sets: Sets = "disjoint",
 ) -> dict[str, Bool[Tensor, "... N"]]:
-    """Three disjoint sets of `int(share * N)` tokens each, by name."""
+    """Sets of `int(share * N)` tokens each, by name; if disjoint, each leaves out the kept ones before it."""
     tokens = gradient.shape[-1]
     size = int(share * tokens)
-    initial = gradient.new_zeros(gradient.shape).bool()
-    initial[..., :size] = True
-    structure = lowest(-gradient, size, middle(gradient) & ~initial)
-    return {
-        "initial": initial,
-        "structure": structure,
-        "similarity": lowest(similarity, size, ~(initial | structure)),
-    }
+    nothing = gradient.new_zeros(gradient.shape).bool()
+    classes: dict[str, Tensor] = {}
+
+    def free() -> Tensor:
+        return ~union(classes) if classes and sets == "disjoint" else ~nothing
+
+    if "initial" in parts:
+        classes["initial"] = nothing.clone()
+        classes["initial"][..., :size] = True
+    if "structure" in parts:
+        classes["structure"] = lowest(-gradient, size, free() & middle(gradient) if sets == "disjoint" else free())
+    if "similarity" in parts:
+        classes["similarity"] = lowest(similarity, size, free())
+    return classes
+
+
+def union(classes: Mapping[str, Bool[Tensor, "... N"]]) -> Bool[Tensor, "... N"]:
+    """The tokens that are in some of the sets."""
+    first, *others = classes.values()
+    for other in others:
+        first = first | other
+    return first
 
 
 def middle(values: Float[Tensor, "... N"]) -> Bool[Tensor, "... N"]:
@@ -105,12 +158,13 @@ class DynamicWeight:
     """
 
     clip: float = 0.5
-    form: Literal["exp", "linear"] = "exp"
+    form: Form = "exp"
     detach: bool = True
 
     def __post_init__(self) -> None:
         if self.clip <= 0:
             raise UserError(f"dynamic weight: the clip {self.clip} must be positive")
+        check_choice("dynamic weight", "form", self.form, Form)
 
     def __call__(self, lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"]) -> Float[Tensor, "... N"]:
         """The weight of every token, from the conditional log-probabilities of policy and reference."""

@@ -1,11 +1,10 @@
-"""Advantages, token maps, credit and losses against the numbers of the original implementations.
+"""Token maps, critical tokens and guidance contrast against the numbers of the original implementations.
 
 Every case, size and parameter comes from the files; names say which formula a case pins.
 """
 
 import json
 import math
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -14,13 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.policy import TokenLayout
-from t2i_rl.advantages import Scale, advantages
 from t2i_rl.credit import TokenCredit
 from t2i_rl.credit.critical import DynamicWeight, critical_classes, lowest, middle
 from t2i_rl.credit.guidance import power_weights
 from t2i_rl.objectives import Loss, Objective, denominators, k3, policy_loss
 from t2i_rl.sampler import mix
 from t2i_rl.statistics import entropy, kl_divergence
+from t2i_rl.surrogates import Clipped
 from t2i_rl.tokenmaps import (
     entropy_gradient,
     gradient,
@@ -70,29 +69,6 @@ def close(found: Tensor, expected: Tensor, **tolerance: float) -> None:
 def check_gradient(loss: Loss, lp: Tensor, expected: Tensor, **tolerance: float) -> None:
     (found,) = torch.autograd.grad(loss.value, lp)
     torch.testing.assert_close(found, expected, **tolerance)
-
-
-# Advantages
-
-
-def advantage_cases() -> Iterator[tuple[str, Scale]]:
-    yield from ((case, "group") for case in read("advantages") if case.startswith(("grpo_", "verl_grpo")))
-    yield "dr_grpo_own", "none"
-    yield "batch_std_own", "batch"
-
-
-@pytest.mark.parametrize(("case", "scale"), list(advantage_cases()))
-def test_advantages(case: str, scale: Scale) -> None:
-    settings, io = parameters("advantages", case), read("advantages")[case]
-    rewards = io.get("rewards_per_func", io["rewards"][:, None]).sum(-1).unflatten(0, (-1, settings["group"]))
-    eps = {"eps": settings["eps"]} if "eps" in settings else {}
-    atol = {"atol": settings["atol"]} if "atol" in settings else {}
-    close(advantages(rewards, scale, **eps).flatten(), io["advantages"], **atol)
-
-
-def test_an_equal_group_gets_exactly_nothing() -> None:
-    settings, io = parameters("advantages", "grpo_equal_group"), read("advantages")["grpo_equal_group"]
-    assert (advantages(io["rewards"].unflatten(0, (-1, settings["group"])))[0] == 0).all()
 
 
 # Token maps
@@ -231,7 +207,7 @@ def test_critical_loss_of_llamagen(case: str) -> None:
     credit, _ = critical_credit(io["entropy"], alike, settings["frac"])
     lp, ref = io["logps"].clone().requires_grad_(), io["ref_logps"]
     weight = DynamicWeight(settings["eps_w"], detach=False)(lp, ref)
-    objective = Objective(settings["clip_eps"], settings["clip_eps"], settings["beta"])
+    objective = Objective(Clipped(settings["clip_eps"], settings["clip_eps"]), beta=settings["beta"])
     parts = denominators(credit, objective)
     loss = policy_loss(lp, io.get("old_logps"), ref, io["advantages"], weight, credit.mask, objective, parts)
     close(loss.value, io["loss"])
@@ -291,38 +267,3 @@ def test_guidance_loss(case: str) -> None:
         close(loss.value, io[f"loss{suffix}"])
         close(loss.kl, io["mean_kl"])
         check_gradient(loss, lp, io[f"grad{suffix}"], atol=2e-7, rtol=1e-3)
-
-
-# The clipped surrogate of other trainers, with rows of unequal length
-
-SURROGATES = {
-    "trl_grpo": "row",
-    "trl_grpo_beta": "row",
-    "trl_bnpo": "mask",
-    "trl_dapo": "mask",
-    "trl_dr_grpo": "tokens",
-}
-
-
-@pytest.mark.parametrize(("case", "reduction"), SURROGATES.items())
-def test_clipped_surrogate(case: str, reduction: str) -> None:
-    settings, io = parameters("surrogates", case), read("surrogates")[case]
-    inputs = read("surrogates")[settings["inputs"]]
-    lp, mask, weight = inputs["logps"].clone().requires_grad_(), inputs["mask"].bool(), torch.ones_like(inputs["logps"])
-    objective = Objective(
-        settings.get("el", 0.2),
-        settings.get("eh", 0.2),
-        settings.get("beta", 0.0),
-        "tokens" if reduction == "tokens" else "mask",
-    )
-
-    def part(rows: slice) -> Tensor:
-        data = (inputs["old_logps"][rows], inputs["ref_logps"][rows], inputs["advantages"][rows])
-        parts = denominators(TokenCredit(weight[rows], mask[rows]), objective)
-        return policy_loss(lp[rows], *data, weight[rows], mask[rows], objective, parts).value
-
-    count = len(lp)
-    per_row = [slice(row, row + 1) for row in range(count)]
-    value = torch.stack([part(rows) for rows in per_row]).mean() if reduction == "row" else part(slice(count))
-    close(value, io["loss"])
-    torch.testing.assert_close(torch.autograd.grad(value, lp)[0], io["grad"], atol=1e-6, rtol=2e-3)

@@ -7,11 +7,15 @@ import torch
 
 from models.policy import Condition, TokenLayout
 from t2i_rl.advantages import advantages
+from t2i_rl.baselines import Tracker
+from t2i_rl.credit import Context
+from t2i_rl.credit.critical import CriticalTokens, DynamicWeight
+from t2i_rl.credit.guidance import GuidanceContrast
 from t2i_rl.errors import UserError
-from t2i_rl.methods import METHODS, Method, find_method
+from t2i_rl.methods import METHODS, Method, describe, find_method
 from t2i_rl.objectives import Objective, denominators, policy_loss
 from t2i_rl.rollout import Rollout
-from t2i_rl.statistics import STATISTICS
+from t2i_rl.statistics import RULE_STATISTICS, STATISTICS
 
 SIDE, GROUP = 6, 3
 
@@ -32,21 +36,61 @@ def test_a_method_turns_a_rollout_into_a_gradient(method: Method) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, GROUP, SIDE * SIDE)
     layout = TokenLayout(((SIDE, SIDE),), (1,) * shape[-1])
-    assert set(method.credit.statistics) <= STATISTICS.keys()
+    assert set(method.credit.statistics) <= STATISTICS.keys() | RULE_STATISTICS.keys()
     statistics = {name: torch.rand(shape, generator=generator) for name in method.credit.statistics}
-    rollout = Rollout(Condition(("a", "b"), {}), torch.zeros(shape, dtype=torch.long), statistics)
+    tokens = torch.randint(4, shape, generator=generator)
+    rollout = Rollout(Condition(("a", "b"), {}), tokens, statistics)
     embeddings = torch.randn((*shape, 4), generator=generator) if method.credit.embeddings else None
 
-    credit = method.credit(rollout, embeddings, layout)
+    rewards = torch.rand(shape[:2], generator=generator)
+    if isinstance(method.scale, Tracker):
+        earned, _ = method.scale(rewards, rollout.prompts, {})
+    else:
+        earned = advantages(rewards, method.scale)
+    credit = method.credit(rollout, embeddings, layout, Context(earned, step=2, steps=10))
+    assert (credit.weight >= 0).all()
     parts = denominators(credit, method.objective)
+    by_token = (earned[..., None].expand(shape) if credit.advantages is None else credit.advantages).flatten(0, 1)
+    weight, mask = credit.weight.flatten(0, 1), credit.mask.flatten(0, 1)
+    factor = None if credit.kl is None else credit.kl.flatten(0, 1)
     lp = (-torch.rand(shape, generator=generator)).flatten(0, 1).requires_grad_()
-    values = advantages(torch.rand(shape[:2], generator=generator), method.scale).flatten()
-    loss = method.loss(lp, None, lp.detach(), values, credit.weight.flatten(0, 1), credit.mask.flatten(0, 1), parts)
+    loss = method.loss(lp, None, lp.detach(), by_token, weight, mask, parts, kl_weight=factor, layout=layout)
     loss.value.backward()
     assert loss.value.isfinite()
-    # On policy and at the reference the gradient is that of -A w lp over the denominator.
-    expected = -values[:, None] * (credit.weight * credit.mask).flatten(0, 1) / parts.policy
-    torch.testing.assert_close(lp.grad, expected)
+    if method.dynamic is not None and not method.dynamic.detach:
+        assert (lp.grad[~mask] != 0).any()
+        return
+    # On policy and at the reference the gradient is that of -A w lp over the denominator, if units share a weight.
+    over = parts.policy * (mask.sum(-1, keepdim=True) if method.objective.denominator == "mean-of-rows" else 1)
+    torch.testing.assert_close(lp.grad, -by_token * weight * mask / over)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_a_description_names_every_part(method: Method) -> None:
+    text = describe(method)
+    assert text.startswith(f"{method.name}: {method.summary}\n")
+    assert repr(method.credit) in text
+    assert repr(method.objective.surrogate) in text
+    assert ("no KL" in text) == (method.objective.beta == 0)
+    assert (f"times       {method.dynamic!r}" in text) == (method.dynamic is not None)
+    assert all(name in text for name in method.credit.statistics)
+
+
+def test_the_papers_methods_keep_their_settings() -> None:
+    assert METHODS["grpo"].objective == Objective(beta=0.01)
+    assert METHODS["cfg"].credit == GuidanceContrast("kl_exact", "percentile")
+    assert METHODS["cfg"].objective == Objective(beta=0.03, denominator="tokens")
+    assert METHODS["critical"].credit == CriticalTokens(0.1, True, ("initial", "structure", "similarity"), "disjoint")
+    assert METHODS["critical"].dynamic == DynamicWeight(0.5, "exp", detach=True)
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(UserError, match="choose another denominator"):
+        Method("x", "", objective=Objective(denominator="weight"), dynamic=DynamicWeight())
+    with pytest.raises(UserError, match="no scale 'std': choose one of group, batch, none"):
+        Method("x", "", scale="std")
+    with pytest.raises(ValueError, match="prompts and their history"):
+        advantages(torch.zeros(1, 2), Tracker())
 
 
 def test_the_dynamic_weight_is_applied_and_needs_the_reference_at_any_beta() -> None:

@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from t2i_rl.credit import TokenCredit
 from t2i_rl.credit.critical import DynamicWeight
 from t2i_rl.errors import UserError
-from t2i_rl.objectives import Denominators, Loss, Objective, denominators, k3, log_ratio, policy_loss
+from t2i_rl.objectives import KL, Denominator, Denominators, Loss, Objective, denominators, k3, kl_terms, policy_loss
+from t2i_rl.surrogates import Clipped, Dhpo, log_ratio
 
 ROWS, TOKENS = 6, 12
 
@@ -78,22 +80,23 @@ def test_clipping_takes_the_gradient_away_where_the_move_went_far_enough(
     assert loss.clip_fraction == (slope == 0)
 
 
-@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens"])
+@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens", "rows"])
 def test_loss_is_the_formula(denominator) -> None:
-    batch, objective = Batch(), Objective(0.1, 0.3, beta=0.5, denominator=denominator)
+    batch, objective = Batch(), Objective(Clipped(0.1, 0.3), beta=0.5, denominator=denominator)
     found = batch.loss(objective, denominators(batch.credit, objective))
     ratio, advantage = (batch.lp - batch.old).exp(), batch.advantages[:, None]
     term = -torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.3) * advantage) * batch.weight
     policy, kl = term[batch.mask].sum(), k3(batch.lp, batch.ref)[batch.mask].sum()
     selected, everything = batch.mask.sum(), batch.mask.numel()
-    over = {"mask": selected, "weight": batch.weight[batch.mask].sum(), "tokens": everything}[denominator]
-    expected = policy / over + 0.5 * kl / (everything if denominator == "tokens" else selected)
+    over = {"mask": selected, "weight": batch.weight[batch.mask].sum(), "tokens": everything, "rows": ROWS}[denominator]
+    kl_over = {"tokens": everything, "rows": ROWS}.get(denominator, selected)
+    expected = policy / over + 0.5 * kl / kl_over
     torch.testing.assert_close(found.value, expected)
     torch.testing.assert_close(found.policy, (policy / over).detach())
     torch.testing.assert_close(found.kl, (kl / selected).detach())
 
 
-@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens"])
+@pytest.mark.parametrize("denominator", get_args(Denominator))
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 1000), cuts=st.sets(st.integers(1, ROWS - 1)), on_policy=st.booleans())
 def test_micro_batches_add_up_to_the_batch(denominator, seed: int, cuts: set[int], on_policy: bool) -> None:
@@ -128,7 +131,7 @@ def test_an_undetached_weight_moves_unselected_tokens() -> None:
     assert (found[~batch.mask] != 0).any()
 
 
-@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens"])
+@pytest.mark.parametrize("denominator", get_args(Denominator))
 def test_no_selected_token_gives_a_connected_zero(denominator) -> None:
     batch, objective = Batch(), Objective(beta=0.1, denominator=denominator)
     batch.mask = torch.zeros_like(batch.mask)
@@ -144,7 +147,77 @@ def test_the_kl_needs_a_reference() -> None:
         policy_loss(batch.lp, None, None, batch.advantages, batch.weight, batch.mask, objective, parts)
 
 
-@pytest.mark.parametrize(("fields", "sentence"), [({"beta": -0.1}, "beta -0.1"), ({"clip_low": 1.0}, "clip-low 1.0")])
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"beta": -0.1}, "beta -0.1"),
+        ({"unit": "word"}, "no unit 'word': choose one of token, row, scale, sequence"),
+        ({"kl": "k4", "beta": 1}, "no kl 'k4'"),
+        ({"through": "mean"}, "no through 'mean'"),
+        ({"denominator": "all"}, "no denominator 'all'"),
+        ({"kl": "k1"}, "KL form k1 has no effect while beta is 0"),
+        ({"through": "token"}, "set unit to sequence"),
+        ({"surrogate": Dhpo()}, "set unit to sequence"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(fields: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Objective(**fields)
+
+
+def test_the_mean_of_rows_is_the_mean_over_images_of_their_means() -> None:
+    batch, objective = Batch(), Objective(beta=0.5, denominator="mean-of-rows")
+    batch.mask[2] = False
+    found = batch.loss(objective, denominators(batch.credit, objective), on_policy=True).value
+    term = -batch.advantages[:, None] * batch.weight + 0.5 * k3(batch.lp, batch.ref)
+    means = [term[row][batch.mask[row]].mean() if batch.mask[row].any() else 0 for row in range(ROWS)]
+    torch.testing.assert_close(found, sum(means) / ROWS)
+
+
+def test_advantages_may_differ_by_token() -> None:
+    batch, objective = Batch(), Objective(beta=0.1)
+    parts = denominators(batch.credit, objective)
+    whole = batch.loss(objective, parts)
+    batch.advantages = batch.advantages[:, None].expand(ROWS, TOKENS)
+    assert batch.loss(objective, parts).value == whole.value
+
+
+def test_the_kl_factor_bears_on_the_kl_alone() -> None:
+    batch, objective = Batch(), Objective(beta=0.1)
+    parts = denominators(batch.credit, objective)
+    half = torch.full_like(batch.weight, 0.5)
+    data = (batch.lp, batch.old, batch.ref, batch.advantages, batch.weight, batch.mask, objective, parts)
+    plain, halved = policy_loss(*data), policy_loss(*data, kl_weight=half)
+    assert (plain.policy, plain.kl) == (halved.policy, halved.kl)
+    torch.testing.assert_close(halved.value, plain.policy + 0.05 * plain.kl)
+
+
+@pytest.mark.parametrize("form", get_args(KL))
+def test_kl_forms_vanish_at_the_reference(form) -> None:
+    lp = torch.tensor([-1.0, -2.0])
+    if form == "full":
+        with pytest.raises(ValueError, match="pass its values"):
+            kl_terms(lp, lp, form)
+    else:
+        assert (kl_terms(lp, lp, form) == 0).all()
+        assert (kl_terms(lp, lp - 1, form) > 0).all()
+
+
+def test_the_full_kl_is_given() -> None:
+    batch, objective = Batch(), Objective(beta=0.5, kl="full")
+    exact = batch.lp.exp()
+    data = (batch.lp, None, None, batch.advantages, batch.weight, batch.mask, objective)
+    loss = policy_loss(*data, denominators(batch.credit, objective), divergence=exact)
+    torch.testing.assert_close(loss.kl, exact[batch.mask].mean().detach())
+    torch.testing.assert_close(loss.value.detach(), loss.policy + 0.5 * loss.kl)
+
+
+def test_the_entropy_bonus_is_taken_from_the_loss() -> None:
+    batch, objective = Batch(), Objective(beta=0.1, entropy_bonus=0.5)
+    data = (batch.lp, None, batch.ref, batch.advantages, batch.weight, batch.mask, objective)
+    parts = denominators(batch.credit, objective)
+    entropy = batch.lp.square()
+    plain, found = batch.loss(Objective(beta=0.1), parts, on_policy=True), policy_loss(*data, parts, entropy=entropy)
+    torch.testing.assert_close(found.value, plain.value - 0.5 * entropy[batch.mask].mean())
+    with pytest.raises(ValueError, match="pass the entropy"):
+        policy_loss(*data, parts)

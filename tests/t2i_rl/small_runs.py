@@ -1,0 +1,139 @@
+"""Training runs that take a second: a random model, two prompts, three images each, a reward that varies.
+
+`python -m tests.t2i_rl.small_runs MODEL FOLDER` starts one run per way of dying in FOLDER and lets it die.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+
+from models.janus import JanusPolicy
+from rewards.registry import BUILDERS
+from rewards.reward import Scores
+from t2i_rl.cli import main
+from t2i_rl.tracking import Tracker
+from t2i_rl.trainer import Trainer
+
+STEPS = 5
+DIES_AT = 4  # the second checkpoint
+
+
+class Brightness:
+    """The mean of the pixels: the random model draws no shapes, but no two images alike."""
+
+    name = "brightness"
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """Any prompt will do."""
+
+    def score(self, images: Sequence[ndarray], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        total = torch.tensor(np.array([image.mean() / 255 for image in images]), dtype=torch.float32)
+        return Scores(total, {}, ("",) * len(images))
+
+
+def train_words(model: Path, out: Path, method: str = "cfg", *more: str) -> list[str]:
+    """The words of a `t2i-rl train` whose prompts lie beside the model."""
+    prompts = model.parent / "prompts.txt"
+    prompts.write_text("a photo of a ring\na photo of two crosses\na photo of a red circle\n")
+    settings = f"""
+        --model {model} --out {out} --method {method} --reward brightness --prompts {prompts} --heldout {prompts}
+        --steps {STEPS} --rollout.prompts-per-step 2 --rollout.group-size 3 --update.learning-rate 1e-3
+        --evaluation.every 3 --evaluation.images-per-tag 2 --checkpoint.every 2 --checkpoint.keep-last 1
+    """
+    return ["train", *settings.split(), *more]
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cut(path: Path) -> None:
+    """What a file looks like when its writer dies halfway."""
+    os.truncate(path, path.stat().st_size // 2)
+    die()
+
+
+def between_steps() -> None:
+    step = Trainer.step
+    Trainer.step = lambda self, number: die() if number == DIES_AT else step(self, number)
+
+
+def in_the_metrics() -> None:
+    log = Tracker.log
+
+    def half_a_line(self: Tracker, metrics: Mapping[str, float]) -> None:
+        if metrics["step"] < DIES_AT:
+            return log(self, metrics)
+        self.file.write(json.dumps(metrics)[:40])
+        self.file.flush()
+        return die()
+
+    Tracker.log = half_a_line
+
+
+def in_the_weights() -> None:
+    save = JanusPolicy.save
+
+    def half(self: JanusPolicy, path: Path) -> None:
+        save(self, path)
+        if str(DIES_AT) in path.name:
+            cut(path / "model.safetensors")
+
+    JanusPolicy.save = half
+
+
+def in_the_optimizer() -> None:
+    save = torch.save
+
+    def half(state: object, path: Path) -> None:
+        save(state, path)
+        if str(DIES_AT) in path.parent.name:
+            cut(path)
+
+    torch.save = half
+
+
+def before_the_rename() -> None:
+    rename = Path.rename
+    Path.rename = lambda self, target: die() if str(DIES_AT) in self.name else rename(self, target)
+
+
+def after_the_last_checkpoint() -> None:
+    rename = Path.rename
+
+    def then_die(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        return die() if str(STEPS) in self.name else renamed
+
+    Path.rename = then_die
+
+
+DEATHS = (
+    between_steps,
+    in_the_metrics,
+    in_the_weights,
+    in_the_optimizer,
+    before_the_rename,
+    after_the_last_checkpoint,
+)
+
+
+if __name__ == "__main__":
+    BUILDERS["brightness"] = Brightness
+    # One process imports, its forks run and die; torch has no threads before its first operation.
+    for death in DEATHS:
+        if (child := os.fork()) == 0:
+            death()
+            main(train_words(Path(sys.argv[1]), Path(sys.argv[2]) / death.__name__))
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"{death.__name__} did not kill the run")

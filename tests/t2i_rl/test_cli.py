@@ -1,0 +1,145 @@
+"""The command line: precedence, help without torch, one sentence and the right exit code."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from t2i_rl.cli import COMMANDS, main, resolve
+from t2i_rl.config import preset
+from t2i_rl.errors import UserError
+
+REFUSED = [
+    ("fly", "there is no command 'fly': choose one of train, generate, eval, heatmap"),
+    ("train --model", "Missing value for argument '--model'"),
+    ("train --tempo 3", "Unrecognized options: --tempo"),
+    ("train --steps many", "invalid literal for int() with base 10: 'many'"),
+    ("train --update.schedule cubic", "invalid choice 'cubic' for argument '--update.schedule'"),
+    ("train --rollout.group-size 1", "rollout.group-size is 1"),
+    ("train --method ppo", "there is no method 'ppo': choose one of grpo, cfg"),
+    ("train --model huge", "unknown model 'huge': give a folder, a hub id or one of the names tiny"),
+    ("train --config absent.toml", "absent.toml (No such file or directory)"),
+    ("train --resume", "Missing value for argument '--resume'"),
+    ("train --resume runs/a --method cfg", "Unrecognized options: --method"),
+    ("generate", "there is nothing to draw"),
+    ("generate ring --batch some", "Error parsing --batch"),
+    ("eval", "no benchmark is named: use t2i-rl eval geneval"),
+    ("eval beauty", "there is no benchmark 'beauty': use t2i-rl eval geneval"),
+    ("eval geneval --tempo 3", "Unrecognized options: --tempo"),
+    ("eval geneval --model huge", "unknown model 'huge'"),
+    ("generate ring --top-p 3", "top-p is 3.0"),
+    ("heatmap", "Missing"),
+    ("heatmap ring --group-size x", "Error parsing --group-size"),
+]
+HELP = ["", "--help", "train --help", "train --resume runs/a --help", "generate --help", "eval --help"]
+HELP += ["eval geneval --help", "heatmap -h"]
+
+CHILD = """
+import json, sys
+from t2i_rl.cli import main
+for line in json.loads(sys.argv[1]):
+    try:
+        main(line.split())
+    except SystemExit as stop:
+        assert stop.code in (0, None), line
+    assert not {"torch", "transformers"} & sys.modules.keys(), line
+"""
+
+
+def test_help_and_argument_errors_import_neither_torch_nor_transformers():
+    lines = json.dumps([*HELP, *(words for words, _ in REFUSED)])
+    done = subprocess.run([sys.executable, "-c", CHILD, lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(REFUSED)
+
+
+@pytest.mark.parametrize(("words", "says"), REFUSED)
+def test_one_sentence_and_exit_code_2(
+    words: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("t2i-rl: ") and says in captured.err
+    assert captured.err.count("\n") == 1 and not captured.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in COMMANDS) and "t2i-rl COMMAND --help" in text
+
+
+def test_the_help_of_train_names_what_is_not_a_setting(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "--config" in text and "--resume" in text and "--rollout.group-size" in text
+
+
+def test_flag_over_run_file_over_preset(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text('method = "grpo"\nsteps = 7\nseed = 5\n[rollout]\ngroup-size = 4\n[update]\nbetas = [0.5, 0.6]\n')
+    base = preset("tiny", "shapes", "grpo")
+    config = resolve(["--seed", "9", "--config", str(file), "--rollout.micro-batch", "2"])
+    assert (config.method, config.steps, config.seed) == ("grpo", 7, 9)
+    assert (config.rollout.group_size, config.rollout.micro_batch) == (4, 2)
+    assert config.update.betas == (0.5, 0.6)
+    assert config.update.learning_rate == base.update.learning_rate
+    assert config.rollout.sampling == base.rollout.sampling
+    assert resolve([f"--config={file}"]).steps == 7
+    assert resolve(["--config", str(file), "--steps", "3"]).steps == 3
+
+
+def test_what_picks_the_preset(tmp_path: Path):
+    """A flag that names the model, reward or method decides over the run file, and both over the default."""
+    assert resolve([]) == preset("tiny", "shapes", "cfg")
+    assert resolve(["--method", "critical"]) == preset("tiny", "shapes", "critical")
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"method": "grpo", "model": str(tmp_path)}))
+    assert resolve(["--config", str(file)]) == preset(str(tmp_path), "shapes", "grpo")
+    assert resolve(["--config", str(file), "--model=tiny"]) == preset("tiny", "shapes", "grpo")
+    assert resolve(["--config", str(file), "--method=cfg"]) == preset(str(tmp_path), "shapes", "cfg")
+
+
+def test_a_run_file_is_refused_by_name(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    for text, says in (
+        ("tempo = 3", "unknown key 'tempo'"),
+        ('method = ["cfg"]', "has to be of type str"),
+        ('method = "ppo"', "there is no method 'ppo'"),
+        ("[rollout]\ngroup-size = 1", "rollout.group-size is 1"),
+        ("steps =", "is not valid TOML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=says):
+            resolve(["--config", str(file)])
+
+
+def test_a_path_that_cannot_be_written(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "run"
+    assert main(["generate", "ring", "--model", str(model), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"t2i-rl: cannot use {tmp_path / 'file'}") and error.count("\n") == 1
+
+
+def test_a_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def full(arguments: Sequence[str]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def lost(arguments: Sequence[str]) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    monkeypatch.setitem(COMMANDS, "train", full)
+    assert main(["train"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.setitem(COMMANDS, "train", lost)
+    with pytest.raises(ConnectionResetError):  # no sentence would help: a bug keeps its traceback
+        main(["train"])
