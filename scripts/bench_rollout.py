@@ -53,8 +53,9 @@ from models.janus import JanusPolicy, condition_from_ids
 from models.policy import Condition
 from t2i_rl.config import Sampling
 from t2i_rl.sampler import Noise, sample_group
-from t2i_rl.statistics import STATISTICS
 
+# What the methods cfg and critical ask for, and both branches' log-probabilities.
+MEASURED = ("entropy", "kl_cond_uncond", "logp_cond", "logp_uncond", "logp_guided")
 BOS, PAD, BEGIN_OF_IMAGE, FIRST_WORD = 0, 1, 2, 3
 TEXT_VOCABULARY = 256
 GAIN = 4.0  # on transformers' initial weights: as they come, all images are alike and greedy decoding repeats itself
@@ -145,7 +146,7 @@ def random_condition(bench: Bench, device: torch.device) -> Condition:
 
 def ours(policy: JanusPolicy, condition: Condition, bench: Bench, sample: bool) -> Int[Tensor, "R N"]:
     sampling = Sampling(bench.guidance, temperature=1.0 if sample else 0.0)
-    rollout = sample_group(policy, condition, bench.group, sampling, Noise(bench.seed), tuple(STATISTICS))
+    rollout = sample_group(policy, condition, bench.group, sampling, Noise(bench.seed), MEASURED)
     return rollout.tokens.flatten(0, 1)
 
 

@@ -25,10 +25,11 @@ OPTIMIZER = "optimizer.pt"
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a checkpoint says of itself: its step, and the settings it was trained with."""
+    """What a checkpoint says of itself: its step, the settings it was trained with, and the trainer's history."""
 
     step: int
     settings: Mapping[str, Any]
+    history: Mapping[str, Any]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -52,10 +53,11 @@ def save(
     save_policy: Callable[[Path], None],
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
+    history: Mapping[str, Any],
 ) -> Path:
     """Write the checkpoint of a step; the ones before it are untouched whatever happens.
 
-    settings: as JSON holds them; `read` gives them back. Raises UserError when it cannot be written.
+    settings, history: as JSON holds them; `read` gives them back. Raises UserError when it cannot be written.
     """
     final = at_step(folder, step)
     aside = final.with_name(f".{final.name}.new")
@@ -70,7 +72,7 @@ def save(
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-        inventory = {"step": step, "settings": dict(settings), "files": sizes}
+        inventory = {"step": step, "settings": dict(settings), "history": dict(history), "files": sizes}
         write_atomically(aside / INVENTORY, json.dumps(inventory, indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
@@ -87,7 +89,8 @@ def read(checkpoint: Path) -> Inventory:
     """The inventory of a checkpoint; UserError, with the reason, when it is torn or not a checkpoint of ours."""
     try:
         found = json.loads((checkpoint / INVENTORY).read_text())
-        files, inventory = dict(found["files"]), Inventory(int(found["step"]), dict(found["settings"]))
+        files = dict(found["files"])
+        inventory = Inventory(int(found["step"]), dict(found["settings"]), dict(found["history"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{checkpoint} is not a checkpoint of ours, for it has no valid {INVENTORY}: "

@@ -1,4 +1,4 @@
-"""The command line: `t2i-rl train | generate | eval | heatmap`.
+"""The command line: `t2i-rl train | generate | eval | heatmap | methods`.
 
 Errors are one sentence on stderr: exit code 2 for bad input, 1 for a run that diverged. Help and
 argument errors import neither torch nor transformers, so commands import what they need when they run.
@@ -23,7 +23,7 @@ from models.registry import find as find_model
 from rewards.errors import RewardError
 from t2i_rl.config import Sampling, TrainConfig, override, preset, read_settings
 from t2i_rl.errors import DivergenceError, UserError
-from t2i_rl.methods import find_method
+from t2i_rl.methods import METHODS, describe, find_method
 
 if TYPE_CHECKING:
     from models.policy import Policy
@@ -268,6 +268,18 @@ def heatmap(arguments: Sequence[str]) -> None:
     print(f"{wanted.out}: see heatmap.png, heatmap.html and maps.npz")
 
 
+def methods(arguments: Sequence[str]) -> None:
+    """list the methods, or say what one is made of: methods cfg"""
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print("usage: t2i-rl methods [METHOD]")
+    elif arguments:
+        print(describe(find_method(arguments[0])))
+    else:
+        width = max(map(len, METHODS))
+        for name, method in METHODS.items():
+            print(f"{name:<{width}}  {method.summary}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -302,4 +314,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "generate": generate,
     "eval": evaluate,
     "heatmap": heatmap,
+    "methods": methods,
 }

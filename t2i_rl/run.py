@@ -11,7 +11,7 @@ RUN/checkpoints/       step-000020, ...; best.json names the best on held-out pr
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from models.errors import ModelError
 from models.registry import load
 from rewards.registry import build
 from t2i_rl import checkpoints
+from t2i_rl.baselines import Running
 from t2i_rl.config import TrainConfig, fixed, override, read_settings, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.evaluation import balanced, evaluate
@@ -74,6 +75,7 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
         except ModelError as error:
             raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
     checkpoints.load_optimizer(newest, trainer.optimizer)
+    trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
     checkpoints.write_atomically(run / CONFIG, to_json(config))
     return _train(trainer, heldout, found.step)
 
@@ -111,7 +113,8 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], done: int) -> Path:
             tracker.log(metrics)
             best = best_step(tracker.kept)
             if last or step == best or step % config.checkpoint.every == 0:
-                checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config))
+                history = {prompt: asdict(seen) for prompt, seen in trainer.history.items()}
+                checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config), history)
                 _keep_best(config, best)
         # Once more for a run that was killed between its last checkpoint and here.
         _keep_best(config, best_step(tracker.kept))

@@ -86,7 +86,7 @@ def sample_group(
         conditional, unconditional = logits[0], logits[1] if branches == 2 else None
         mixed = mix(conditional, unconditional if guided else None, guidance[index])
         tokens[:, block] = draw(mixed, uniform[:, block], sampling)
-        step = StepLogits(conditional, unconditional, mixed, tokens[:, block])
+        step = StepLogits(conditional, unconditional, mixed, tokens[:, block], group_size)
         for name, values in measured.items():
             values[:, block] = STATISTICS[name](step)
         start += size

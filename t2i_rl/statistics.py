@@ -18,12 +18,16 @@ from t2i_rl.surrogates import LIMIT
 
 @dataclass
 class StepLogits:
-    """Logits of one block for every row; log-probabilities are computed when first asked for."""
+    """Logits of one block for every row; log-probabilities are computed when first asked for.
+
+    group_size: how many consecutive rows belong to one prompt.
+    """
 
     conditional: Float[Tensor, "R block V"]
     unconditional: Float[Tensor, "R block V"] | None
     guided: Float[Tensor, "R block V"]
     tokens: Int[Tensor, "R block"]
+    group_size: int
 
     @cached_property
     def log_conditional(self) -> Float[Tensor, "R block V"]:
@@ -82,21 +86,13 @@ STATISTICS: dict[str, Callable[[StepLogits], Float[Tensor, "R block"]]] = {
     "logp_cond": lambda step: step.at_tokens(step.log_conditional),
     "logp_uncond": lambda step: step.at_tokens(step.log_unconditional),
     "logp_guided": lambda step: step.at_tokens(step.log_guided),
-}
-
-# What single rules of `t2i_rl.credit` ask for, given the number of images per prompt: the rows are whole groups.
-RULE_STATISTICS: dict[str, Callable[[StepLogits, int], Float[Tensor, "R block"]]] = {
-    "group_divergence": lambda step, group: group_divergence(step.log_conditional.unflatten(0, (-1, group))).flatten(
+    # What single rules of `t2i_rl.credit` ask for.
+    "js_cond_uncond": lambda step: js_divergence(step.log_conditional, step.log_unconditional),
+    "kl_uniform": lambda step: kl_from_uniform(step.log_conditional),
+    "logit_cond": lambda step: step.at_tokens(step.conditional),
+    "group_divergence": lambda step: group_divergence(step.log_conditional.unflatten(0, (-1, step.group_size))).flatten(
         0, 1
     ),
-    "js_cond_uncond": lambda step, group: js_divergence(step.log_conditional, step.log_unconditional),
-    "kl_uniform": lambda step, group: kl_from_uniform(step.log_conditional),
-    "logit_cond": lambda step, group: step.at_tokens(step.conditional),
 }
 
 NEEDS_UNCONDITIONAL = frozenset({"kl_cond_uncond", "js_cond_uncond", "logp_uncond"})
-
-
-def measure(name: str, step: StepLogits, group: int) -> Float[Tensor, "R block"]:
-    """The statistic of that name, of groups of so many rows."""
-    return STATISTICS[name](step) if name in STATISTICS else RULE_STATISTICS[name](step, group)

@@ -17,8 +17,9 @@ from torch import Tensor
 from models.policy import Policy
 from rewards.reward import Reward, Scores, score_images
 from t2i_rl.advantages import advantages, zero_variance
+from t2i_rl.baselines import Running, Tracker
 from t2i_rl.config import TrainConfig, UpdateConfig
-from t2i_rl.credit import TokenCredit
+from t2i_rl.credit import Context, TokenCredit
 from t2i_rl.errors import DivergenceError
 from t2i_rl.logprobs import micro_batches, score, score_in_parts
 from t2i_rl.methods import Method
@@ -53,6 +54,7 @@ class Trainer:
         self.config, self.policy, self.method = config, policy, method
         self.reward, self.prompts = reward, prompts
         self.reference = policy.reference() if method.needs_reference else None
+        self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
         self.optimizer = torch.optim.AdamW(
             policy.trainable_parameters(),
             lr=config.update.learning_rate,
@@ -72,8 +74,8 @@ class Trainer:
             scores = self.score(records, images)
         with _clock(seconds, "update"):
             rewards = scores.total.view(rollout.tokens.shape[:2])
-            weighed = advantages(rewards, self.method.scale).to(rollout.tokens.device)
-            credit = self.credit(rollout)
+            weighed = self.advantages(rewards, rollout.prompts).to(rollout.tokens.device)
+            credit = self.credit(rollout, Context(weighed, number, self.config.steps, self.config.seed))
             updated = self.update(number, rollout, weighed, credit)
         metrics = {
             "step": number,
@@ -120,7 +122,14 @@ class Trainer:
         rows = [record for record in records for _ in range(images.shape[1])]
         return score_images(self.reward, arrays, [row.text for row in rows], [row.metadata for row in rows])
 
-    def credit(self, rollout: Rollout) -> TokenCredit:
+    def advantages(self, rewards: Float[Tensor, "P G"], prompts: Sequence[str]) -> Float[Tensor, "P G"]:
+        """How good each image is, among its group or against what its prompt has earned before."""
+        if not isinstance(self.method.scale, Tracker):
+            return advantages(rewards, self.method.scale)
+        weighed, self.history = self.method.scale(rewards, prompts, self.history)
+        return weighed
+
+    def credit(self, rollout: Rollout, context: Context) -> TokenCredit:
         """Which tokens the method updates, and how much."""
         kind = self.method.credit.embeddings
         embeddings = None
@@ -128,7 +137,7 @@ class Trainer:
             with torch.no_grad():
                 embeddings = self.policy.token_embeddings(rollout.tokens.flatten(0, 1), kind)
             embeddings = embeddings.unflatten(0, rollout.tokens.shape[:2])
-        return self.method.credit(rollout, embeddings, self.policy.layout)
+        return self.method.credit(rollout, embeddings, self.policy.layout, context)
 
     def update(
         self, number: int, rollout: Rollout, weighed: Float[Tensor, "P G"], credit: TokenCredit
@@ -141,6 +150,8 @@ class Trainer:
             reference = score_in_parts(self.reference, condition, tokens, settings.micro_batch)
         if settings.updates_per_rollout > 1:
             old = score_in_parts(self.policy, condition, tokens, settings.micro_batch)
+        kl_weight = None if credit.kl is None else credit.kl.flatten(0, 1)
+        weighed = (weighed if credit.advantages is None else credit.advantages).flatten(0, 1)
         shares = denominators(credit, self.method.objective)
         rate = learning_rate(number, self.config.steps, settings)
         sampled = rollout.statistics["logp_cond"].flatten(0, 1)
@@ -155,10 +166,12 @@ class Trainer:
                     lp,
                     None if old is None else old[rows],
                     None if reference is None else reference[rows],
-                    weighed.flatten()[rows],
+                    weighed[rows],
                     weight[rows],
                     mask[rows],
                     shares,
+                    None if kl_weight is None else kl_weight[rows],
+                    self.policy.layout,
                 )
                 part.value.backward()
                 for name in sums:

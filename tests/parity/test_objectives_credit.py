@@ -16,7 +16,7 @@ from t2i_rl.credit.ucas import UncertaintyShaping
 from t2i_rl.credit.vppo import PerceptiveTokens
 from t2i_rl.objectives import Objective, denominators, policy_loss
 from t2i_rl.rollout import Rollout
-from t2i_rl.statistics import StepLogits, measure
+from t2i_rl.statistics import STATISTICS, StepLogits
 from tests.parity.test_objectives import check_gradient, close, each, parameters, read, square
 
 
@@ -43,9 +43,9 @@ def test_divergences_of_the_sampled_token() -> None:
     close(contrast(*pair, "ig"), io["information_gain"])
     close(contrast(*pair, "abs"), io["abs_diff"])
     close(contrast(*pair, "k3"), io["k3_sampled"], rtol=1e-3, atol=2e-4)
-    both = StepLogits(inputs["logits_cond"], inputs["logits_uncond"], inputs["logits_cond"], io["token_ids"].long())
-    close(measure("js_cond_uncond", both, 1), io["js"])
-    close(measure("kl_cond_uncond", both, 1), io["kl_cond_uncond"])
+    both = StepLogits(inputs["logits_cond"], inputs["logits_uncond"], inputs["logits_cond"], io["token_ids"].long(), 1)
+    close(STATISTICS["js_cond_uncond"](both), io["js"])
+    close(STATISTICS["kl_cond_uncond"](both), io["kl_cond_uncond"])
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ def test_vppo() -> None:
 
 
 def step(inputs: dict[str, Tensor]) -> StepLogits:
-    return StepLogits(inputs["logits"], None, inputs["logits"], inputs["token_ids"].long())
+    return StepLogits(inputs["logits"], None, inputs["logits"], inputs["token_ids"].long(), len(inputs["logits"]))
 
 
 def test_tw() -> None:
     inputs, settings = read("token_credit_own")["inputs"], parameters("token_credit_own", "tw_grpo")
-    divergence = measure("group_divergence", step(inputs), len(inputs["logits"]))
+    divergence = STATISTICS["group_divergence"](step(inputs))
     found = credit(DivergentPositions(settings["max_weight"]), {"group_divergence": divergence})
     close(found.weight[0], read("token_credit_own")["tw_grpo"]["weights"])
 
@@ -164,7 +164,7 @@ def test_d3s() -> None:
 def test_ucas() -> None:
     io, inputs = read("token_credit_own")["ucas"], read("token_credit_own")["inputs"]
     settings, rewards = parameters("token_credit_own", "ucas"), inputs["rewards"][None]
-    measured = {name: measure(name, step(inputs), 1) for name in UncertaintyShaping.statistics}
+    measured = {name: STATISTICS[name](step(inputs)) for name in UncertaintyShaping.statistics}
     close(measured["kl_uniform"].sum(-1), io["certainty"])
     # These numbers come from advantages without the usual eps.
     advantages = (rewards - rewards.mean()) / rewards.std()

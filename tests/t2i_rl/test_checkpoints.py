@@ -16,6 +16,7 @@ from t2i_rl import checkpoints
 from t2i_rl.errors import UserError
 
 SETTINGS = {"method": "cfg", "update.learning_rate": 1e-3}
+HISTORY = {"a photo of a ring": {"count": 3.0, "mean": 0.1, "squares": 1 / 3}}
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def save_weights(path: Path) -> None:
 
 
 def save(folder: Path, step: int, optimizer: torch.optim.Optimizer) -> Path:
-    return checkpoints.save(folder, step, save_weights, optimizer, SETTINGS)
+    return checkpoints.save(folder, step, save_weights, optimizer, SETTINGS, HISTORY)
 
 
 def names(folder: Path) -> list[str]:
@@ -47,7 +48,7 @@ def test_what_was_saved_comes_back(tmp_path: Path, optimizer: torch.optim.Optimi
     saved = save(tmp_path, 20, optimizer)
     assert names(tmp_path) == ["step-000020"]
     assert names(saved) == ["complete.json", "model.safetensors", "optimizer.pt"]
-    assert checkpoints.read(saved) == checkpoints.Inventory(20, SETTINGS)
+    assert checkpoints.read(saved) == checkpoints.Inventory(20, SETTINGS, HISTORY)
     again = stepped(4)
     again.state.clear()
     checkpoints.load_optimizer(saved, again)

@@ -15,7 +15,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.methods import METHODS, Method, describe, find_method
 from t2i_rl.objectives import Objective, denominators, policy_loss
 from t2i_rl.rollout import Rollout
-from t2i_rl.statistics import RULE_STATISTICS, STATISTICS
+from t2i_rl.statistics import STATISTICS
 
 SIDE, GROUP = 6, 3
 
@@ -36,7 +36,7 @@ def test_a_method_turns_a_rollout_into_a_gradient(method: Method) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, GROUP, SIDE * SIDE)
     layout = TokenLayout(((SIDE, SIDE),), (1,) * shape[-1])
-    assert set(method.credit.statistics) <= STATISTICS.keys() | RULE_STATISTICS.keys()
+    assert set(method.credit.statistics) <= STATISTICS.keys()
     statistics = {name: torch.rand(shape, generator=generator) for name in method.credit.statistics}
     tokens = torch.randint(4, shape, generator=generator)
     rollout = Rollout(Condition(("a", "b"), {}), tokens, statistics)

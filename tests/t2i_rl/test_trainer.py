@@ -17,7 +17,7 @@ from t2i_rl.cli import main
 from t2i_rl.config import RolloutConfig, Sampling, TrainConfig, UpdateConfig
 from t2i_rl.errors import DivergenceError
 from t2i_rl.logprobs import score_in_parts
-from t2i_rl.methods import find_method
+from t2i_rl.methods import METHODS, find_method
 from t2i_rl.prompts import Prompt
 from t2i_rl.rollout import Rollout
 from t2i_rl.trainer import Trainer, learning_rate
@@ -76,6 +76,15 @@ def test_it_learns(method: str, updates: int):
     learner = trainer(method, settings(group_size=8, update_micro=16, learning_rate=1e-2, updates_per_rollout=updates))
     rewards = [learner.step(number)["reward"] for number in range(1, 26)]
     assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in TRAINED])
+def test_every_method_takes_a_finite_step(method: str):
+    """And a second one with two updates, the latter off the sampling policy, where clipping and ratios matter."""
+    learner = trainer(method, settings(group_size=4))
+    assert learner.step(1)["grad_norm"] > 0
+    learner.config = settings(group_size=4, updates_per_rollout=2)
+    assert all(math.isfinite(value) for value in learner.step(2).values())
 
 
 @pytest.mark.parametrize("method", TRAINED)
