@@ -66,6 +66,12 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
 
     from models.janus import JanusPolicy
 
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ModelError(f"{device!r} is no device: choose cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"the device {device} is not there: torch sees no CUDA device, so choose cpu")
     policy = JanusPolicy.load(entry.source, dtype or torch.float32, device)
     if entry.grid not in (None, policy.layout.maps[0]):
         height, width = policy.layout.maps[0]

@@ -42,6 +42,7 @@ from t2i_rl.prompts import load_prompts
 GRID = world.IMAGE_SIZE // world.LATTICE
 CODES = 256
 HIDDEN = 128
+DRILL = range(1500, 1600)  # steps
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Build:
     vq_steps: int = 600
     vq_batch: int = 16
     vq_learning_rate: float = 2e-3
-    lm_steps: int = 3600
+    lm_steps: int = 2600
     lm_batch: int = 32
     lm_learning_rate: float = 2e-3
     null_share: float = 0.1
@@ -135,9 +136,11 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
     return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=placeholder)
 
 
-def random_record(generator: np.random.Generator, records: dict[str, list[world.Record]]) -> world.Record:
-    """A record, its tag drawn first so that all six tasks are equally frequent."""
-    of_tag = records[world.TAGS[generator.integers(len(world.TAGS))]]
+def random_record(
+    generator: np.random.Generator, records: dict[str, list[world.Record]], tags: tuple[str, ...] = world.TAGS
+) -> world.Record:
+    """A record, its tag drawn first so that all tasks are equally frequent."""
+    of_tag = records[tags[generator.integers(len(tags))]]
     return of_tag[generator.integers(len(of_tag))]
 
 
@@ -260,13 +263,19 @@ def learning_rate(step: int, build: Build) -> float:
 
 
 def layouts(step: int) -> int:
-    """How many layouts the scenes of a step are drawn from: one at first, soon all.
+    """How many layouts the scenes of a step are drawn from: one at first, soon all; and again from the drill on.
 
     Where objects lie is most of what a scene leaves open. While they always lie in the same place, the
     caption is all there is to learn, and the model learns to read it; with free layouts from the start it
     had not begun to after 2,000 steps.
     """
-    return 2 ** min(max(0, step // 100 - 2), 40)
+    doublings = step // 100 - 2 if step < DRILL.start else (step - DRILL.stop) // 10
+    return 2 ** min(max(0, doublings), 40)
+
+
+def tags(step: int) -> tuple[str, ...]:
+    """The tasks of a step: all, but for the drill, in which the model learns to read the words for colours."""
+    return ("colors", "color_attr") if step in DRILL else world.TAGS
 
 
 def train_language_model(policy: JanusPolicy, build: Build) -> None:
@@ -282,7 +291,7 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
     began = time.time()
     for step in range(first, build.lm_steps):
         generator = np.random.default_rng([build.seed, step])
-        drawn = [random_record(generator, records) for _ in range(build.lm_batch)]
+        drawn = [random_record(generator, records, tags(step)) for _ in range(build.lm_batch)]
         seeds = generator.integers(layouts(step), size=build.lm_batch)
         scenes = [world.scene_for(r, np.random.default_rng(seed)) for r, seed in zip(drawn, seeds, strict=True)]
         tokens = codes(np.stack([world.render(scene) for scene in scenes]), codes_of)
@@ -342,6 +351,7 @@ def main(build: Build) -> None:
     train_language_model(policy, build)
     figures["held_out"] = held_out_accuracy(policy, build, images_per_tag=100)
     settings = {name: value for name, value in asdict(build).items() if name not in ("out", "work")}
+    policy.model.generation_config.guidance_scale = build.guidance_scale
     policy.save(build.out)
     (build.out / "build_log.json").write_text(json.dumps({"settings": settings, **figures}, indent=2) + "\n")
     print(json.dumps(figures, indent=2))

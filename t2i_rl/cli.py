@@ -300,6 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergenceError as error:
         print(f"t2i-rl: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("t2i-rl: stopped; a training run goes on with --resume", file=sys.stderr)
+        return 130
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # nothing that the user could mend
             raise

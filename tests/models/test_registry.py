@@ -69,6 +69,13 @@ def test_a_name_whose_folder_has_another_grid(saved: Path, monkeypatch: pytest.M
         registry.load("tiny")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda"])
+def test_a_device_that_is_not_there(saved: Path, device: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ModelError, match=f"{device}.*choose cpu"):
+        registry.load(str(saved), device=device)
+
+
 def refused(folder: Path) -> str:
     with pytest.raises(ModelError) as caught:
         registry.load(str(folder))
