@@ -11,6 +11,7 @@ import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,12 @@ from rewards.detectors.shapes import ShapesDetector
 from rewards.registry import build as build_reward
 from t2i_rl import shapes_world as world
 from t2i_rl.config import Sampling
-from t2i_rl.evaluation import balanced, evaluate
-from t2i_rl.prompts import load_prompts
+from t2i_rl.evaluation import evaluate
+from t2i_rl.prompts import balanced, load_prompts
 
 GRID = world.IMAGE_SIZE // world.LATTICE
 CODES = 256
 HIDDEN = 128
-DRILL = range(1500, 1600)  # steps
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Build:
     """out: folder of the finished checkpoint. work: folder of the resumable state.
 
     caption_noise: share of training scenes that are shown with the caption of another scene.
-    vq_steps, lm_steps: optimizer steps of the two stages.
+    vq_steps: optimizer steps of the tokenizer. lm_cycles: those after which a cycle of the language model's ends.
     null_share: share of training rows that show the unconditional prefix.
     guidance_scale: of the pictures by which the finished model is judged.
     """
@@ -62,7 +62,7 @@ class Build:
     vq_steps: int = 600
     vq_batch: int = 16
     vq_learning_rate: float = 2e-3
-    lm_steps: int = 2600
+    lm_cycles: tuple[int, ...] = (2600, 4600)
     lm_batch: int = 32
     lm_learning_rate: float = 2e-3
     null_share: float = 0.1
@@ -258,29 +258,58 @@ def language_optimizer(policy: JanusPolicy, build: Build) -> torch.optim.Optimiz
 
 
 def learning_rate(step: int, build: Build) -> float:
-    """Warm up over 100 steps, stay, and fall linearly to zero over the last quarter."""
-    return build.lm_learning_rate * min(1, (step + 1) / 100, (build.lm_steps - step) / (0.25 * build.lm_steps))
+    """In each cycle: up over 100 steps, level, and linearly down to zero over the last quarter."""
+    start, stop = next((start, stop) for start, stop in pairwise((0, *build.lm_cycles)) if step < stop)
+    return build.lm_learning_rate * min(1, (step - start + 1) / 100, (stop - step) / (0.25 * (stop - start)))
 
 
-def layouts(step: int) -> int:
-    """How many layouts the scenes of a step are drawn from: one at first, soon all; and again from the drill on.
+@dataclass(frozen=True)
+class Lesson:
+    """A stretch of the language model's training: a drill with fixed layouts, then ever more of them.
 
     Where objects lie is most of what a scene leaves open. While they always lie in the same place, the
     caption is all there is to learn, and the model learns to read it; with free layouts from the start it
     had not begun to after 2,000 steps.
+
+    start, stop: the steps of the drill. tags: its tasks. doubling: steps after which, from then on, the number
+    of layouts doubles.
     """
-    doublings = step // 100 - 2 if step < DRILL.start else (step - DRILL.stop) // 10
-    return 2 ** min(max(0, doublings), 40)
+
+    start: int
+    stop: int
+    tags: tuple[str, ...]
+    doubling: int
 
 
-def tags(step: int) -> tuple[str, ...]:
-    """The tasks of a step: all, but for the drill, in which the model learns to read the words for colours."""
-    return ("colors", "color_attr") if step in DRILL else world.TAGS
+LESSONS = (
+    Lesson(0, 200, world.TAGS, 100),
+    Lesson(1500, 1600, ("colors", "color_attr"), 10),
+    Lesson(2600, 2750, ("colors", "position", "color_attr"), 50),
+)
+
+
+def lesson_of(step: int) -> Lesson:
+    return next(lesson for lesson in reversed(LESSONS) if lesson.start <= step)
+
+
+def draw_scenes(step: int, build: Build, generator: np.random.Generator) -> tuple[UInt8[ndarray, "B H W 3"], list[str]]:
+    """The pictures of a step and their captions, some of them wrong."""
+    lesson, records = lesson_of(step), by_tag(world.prompts("train"))
+    tags = lesson.tags if step < lesson.stop else world.TAGS
+    layouts = 2 ** min(max(0, (step - lesson.stop) // lesson.doubling), 40)
+    drawn = [random_record(generator, records, tags) for _ in range(build.lm_batch)]
+    seeds = generator.integers(layouts, size=build.lm_batch)
+    scenes = [world.scene_for(r, np.random.default_rng(seed)) for r, seed in zip(drawn, seeds, strict=True)]
+    for row, record in enumerate(drawn):
+        if generator.random() < build.caption_noise:
+            others = records[str(record["tag"])]
+            drawn[row] = others[generator.integers(len(others))]
+    return np.stack([world.render(scene) for scene in scenes]), [str(record["prompt"]) for record in drawn]
 
 
 def train_language_model(policy: JanusPolicy, build: Build) -> None:
     """Next-token prediction of the scenes' codes after their captions, some of them wrong, some null."""
-    codes_of, records = dictionary(), by_tag(world.prompts("train"))
+    codes_of = dictionary()
     optimizer = language_optimizer(policy, build)
     saved, first = build.work / "lm.pt", 0
     if saved.exists():
@@ -289,18 +318,12 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
         policy.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     began = time.time()
-    for step in range(first, build.lm_steps):
+    for step in range(first, build.lm_cycles[-1]):
         generator = np.random.default_rng([build.seed, step])
-        drawn = [random_record(generator, records, tags(step)) for _ in range(build.lm_batch)]
-        seeds = generator.integers(layouts(step), size=build.lm_batch)
-        scenes = [world.scene_for(r, np.random.default_rng(seed)) for r, seed in zip(drawn, seeds, strict=True)]
-        tokens = codes(np.stack([world.render(scene) for scene in scenes]), codes_of)
-        for row, record in enumerate(drawn):
-            if generator.random() < build.caption_noise:
-                others = records[str(record["tag"])]
-                drawn[row] = others[generator.integers(len(others))]
+        images, captions = draw_scenes(step, build, generator)
+        tokens = codes(images, codes_of)
         # The unconditional branch becomes the condition of some rows.
-        both = policy.encode([str(record["prompt"]) for record in drawn])
+        both = policy.encode(captions)
         null = torch.from_numpy(generator.random(build.lm_batch) < build.null_share).long()
         rows_of = torch.arange(build.lm_batch)
         condition = Condition(
@@ -318,10 +341,10 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
         if done % 50 == 0:
             speed = (time.time() - began) / (done - first)
             print(
-                f"lm {done:5d}/{build.lm_steps}  loss {loss.item():.4f}  norm {norm:.2f}  {speed:.2f} s/step",
+                f"lm {done:5d}/{build.lm_cycles[-1]}  loss {loss.item():.4f}  norm {norm:.2f}  {speed:.2f} s/step",
                 flush=True,
             )
-        if done % 250 == 0 or done == build.lm_steps:
+        if done % 250 == 0 or done == build.lm_cycles[-1]:
             state = {"step": done, "model": policy.model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state, saved.with_suffix(".new"))
             saved.with_suffix(".new").replace(saved)

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 from statistics import fmean
 from typing import TypeVar
 
@@ -15,9 +15,7 @@ from models.policy import Policy
 from rewards.reward import Reward, Scores, score_images
 from t2i_rl.config import Sampling
 from t2i_rl.generate import Generated, generate
-from t2i_rl.prompts import Prompt
-
-UNTAGGED = "all"
+from t2i_rl.prompts import Prompt, tag_of
 
 T = TypeVar("T")
 
@@ -33,18 +31,6 @@ class Evaluation:
     per_tag: Mapping[str, float]
     overall: float
     images: int
-
-
-def tag_of(prompt: Prompt) -> str:
-    return str(prompt.metadata.get("tag", UNTAGGED))
-
-
-def balanced(prompts: Sequence[Prompt], images_per_tag: int) -> list[Prompt]:
-    """The same number of prompts of every tag: its prompts take turns, repeated as often as needed."""
-    by_tag: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_tag.setdefault(tag_of(prompt), []).append(prompt)
-    return [prompt for group in by_tag.values() for prompt in islice(cycle(group), images_per_tag)]
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,8 +1,10 @@
 """Prompts, where they come from, and the order in which training meets them."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from t2i_rl.errors import UserError
 SHAPES_SPLITS = {"shapes:train": "train", "shapes:heldout": "heldout"}
 
 
+UNTAGGED = "all"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt and what its reward needs to know: for GenEval its record (`tag`, `include`, `exclude`)."""
@@ -22,14 +27,30 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+def tag_of(prompt: Prompt) -> str:
+    return str(prompt.metadata.get("tag", UNTAGGED))
+
+
+def balanced(prompts: Sequence[Prompt], per_tag: int) -> list[Prompt]:
+    """The same number of prompts of every tag: its prompts take turns, repeated as often as needed."""
+    by_tag: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_tag.setdefault(tag_of(prompt), []).append(prompt)
+    return [prompt for group in by_tag.values() for prompt in islice(cycle(group), per_tag)]
+
+
 def load_prompts(source: str) -> list[Prompt]:
     """Prompts of `shapes:train`, `shapes:heldout`, a `.jsonl` file or a `.txt` file.
 
+    The shapes world has 480 training prompts of one tag and 3 of another: theirs are repeated until all tags
+    are equally frequent.
     A `.jsonl` line is an object with `prompt`; the whole object is the metadata. A `.txt` line is a
     prompt. Blank lines are skipped. Raises UserError with the file and the line.
     """
     if source in SHAPES_SPLITS:
-        return [Prompt(str(record["prompt"]), record) for record in shapes_world.prompts(SHAPES_SPLITS[source])]
+        prompts = [Prompt(str(record["prompt"]), record) for record in shapes_world.prompts(SHAPES_SPLITS[source])]
+        most = max(Counter(map(tag_of, prompts)).values())
+        return balanced(prompts, most) if source == "shapes:train" else prompts
     path = Path(source)
     if path.suffix not in (".jsonl", ".txt"):
         raise UserError(f"unknown prompts {source!r}: give {', '.join(SHAPES_SPLITS)}, a .jsonl file or a .txt file")

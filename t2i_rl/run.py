@@ -23,10 +23,10 @@ from t2i_rl import checkpoints
 from t2i_rl.baselines import Running
 from t2i_rl.config import TrainConfig, fixed, override, read_settings, to_json
 from t2i_rl.errors import UserError
-from t2i_rl.evaluation import balanced, evaluate
+from t2i_rl.evaluation import evaluate
 from t2i_rl.methods import find_method
 from t2i_rl.pictures import draw_progress, save_strip, strip_path
-from t2i_rl.prompts import Prompt, load_prompts
+from t2i_rl.prompts import Prompt, balanced, load_prompts
 from t2i_rl.tracking import Metrics, Tracker, draw_reward_curve
 from t2i_rl.trainer import Trainer
 

@@ -16,7 +16,7 @@ from rewards.reward import Scores
 from t2i_rl import evaluation
 from t2i_rl.config import Sampling
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import Prompt, load_prompts
+from t2i_rl.prompts import Prompt, balanced, load_prompts
 
 SAMPLING = Sampling(guidance_scale=3.0)
 
@@ -39,7 +39,7 @@ class ByPixel:
 
 @pytest.fixture
 def prompts() -> list[Prompt]:
-    return evaluation.balanced(load_prompts("shapes:heldout"), 2)[:6]
+    return balanced(load_prompts("shapes:heldout"), 2)[:6]
 
 
 def run(
@@ -138,7 +138,7 @@ def test_with_the_shapes_detector(policy: JanusPolicy, prompts: list[Prompt], tm
 
 def test_balanced_takes_turns():
     prompts = [Prompt(text, {"tag": text[0]}) for text in ("a1", "a2", "a3", "b1")] + [Prompt("free")]
-    chosen = [prompt.text for prompt in evaluation.balanced(prompts, 2)]
+    chosen = [prompt.text for prompt in balanced(prompts, 2)]
     assert chosen == ["a1", "a2", "b1", "b1", "free", "free"]
 
 

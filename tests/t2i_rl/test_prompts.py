@@ -1,12 +1,13 @@
 """Prompt files, their errors, and the data order."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from t2i_rl import shapes_world
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import Prompt, batch, load_prompts
+from t2i_rl.prompts import Prompt, batch, load_prompts, tag_of
 
 
 def test_the_shapes_world_by_name():
@@ -14,6 +15,8 @@ def test_the_shapes_world_by_name():
     assert [prompt.metadata for prompt in heldout] == shapes_world.prompts("heldout")
     assert all(prompt.metadata["prompt"] == prompt.text for prompt in train)
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in heldout}
+    assert {prompt.text for prompt in train} == {record["prompt"] for record in shapes_world.prompts("train")}
+    assert len(set(Counter(map(tag_of, train)).values())) == 1
 
 
 def test_jsonl_keeps_the_object_as_metadata(tmp_path: Path):
