@@ -11,6 +11,7 @@ from rich.console import Console
 from eval.geneval import Summary, evaluate, table
 from models.janus import JanusPolicy
 from rewards.errors import RewardError
+from rewards.geneval_reward import check_metadata
 from rewards.registry import build
 from rewards.reward import Scores
 from t2i_rl import evaluation
@@ -28,6 +29,10 @@ class ByPixel:
 
     def __init__(self, fail_after: int = 10**9) -> None:
         self.left = fail_after
+
+    def check(self, prompts, metadata) -> None:
+        for prompt, record in zip(prompts, metadata, strict=True):
+            check_metadata(prompt, record)
 
     def score(self, images, prompts, metadata) -> Scores:
         self.left -= len(images)
