@@ -62,7 +62,7 @@ class Build:
     vq_steps: int = 600
     vq_batch: int = 16
     vq_learning_rate: float = 2e-3
-    lm_cycles: tuple[int, ...] = (2600, 4600)
+    lm_cycles: tuple[int, ...] = (2600, 4000)
     lm_batch: int = 32
     lm_learning_rate: float = 2e-3
     null_share: float = 0.1
