@@ -187,9 +187,11 @@ class TrainConfig:
 
 
 TINY = TrainConfig(
-    steps=80,
+    steps=100,
     rollout=RolloutConfig(sampling=Sampling(guidance_scale=3.0)),
     update=UpdateConfig(learning_rate=3e-4, warmup_steps=2, schedule="constant"),
+    evaluation=EvaluationConfig(every=25, images_per_tag=32, batch=96),
+    checkpoint=CheckpointConfig(every=25),
 )
 # Presets by (model, reward, method): a run without flags of its own.
 PRESETS: dict[tuple[str, str, str], TrainConfig] = {
