@@ -59,7 +59,7 @@ def main() -> None:
     console = Console()
     shutil.rmtree(RUN, ignore_errors=True)
     base = load(SETTINGS.model)
-    console.print(f"Judging the untrained model on {6 * IMAGES_PER_TAG} held-out images …")
+    console.print(f"Judging the base model on {6 * IMAGES_PER_TAG} held-out images …")
     before = scores(held_out(base, SETTINGS.seed))
     start(SETTINGS)
     newest = latest(RUN / CHECKPOINTS)
@@ -77,8 +77,8 @@ def main() -> None:
     for file, what in (
         ("reward.png", "the reward and the held-out score against steps"),
         ("samples.png", "the same prompts and noise over the steps"),
-        ("heatmap_before/heatmap.html", "which tokens the prompt decides, untrained"),
-        ("heatmap_after/heatmap.html", "the same after training, with the divergence from the untrained model"),
+        ("heatmap_before/heatmap.html", "which tokens the prompt decides, before training"),
+        ("heatmap_after/heatmap.html", "the same after training, with the divergence from the base model"),
         ("summary.json", "these figures"),
     ):
         console.print(f"  {RUN / file}: {what}", highlight=False)
