@@ -292,9 +292,11 @@ def lesson_of(step: int) -> Lesson:
     return next(lesson for lesson in reversed(LESSONS) if lesson.start <= step)
 
 
-def draw_scenes(step: int, build: Build, generator: np.random.Generator) -> tuple[UInt8[ndarray, "B H W 3"], list[str]]:
+def draw_scenes(
+    step: int, build: Build, generator: np.random.Generator, records: dict[str, list[world.Record]]
+) -> tuple[UInt8[ndarray, "B H W 3"], list[str]]:
     """The pictures of a step and their captions, some of them wrong."""
-    lesson, records = lesson_of(step), by_tag(world.prompts("train"))
+    lesson = lesson_of(step)
     tags = lesson.tags if step < lesson.stop else world.TAGS
     layouts = 2 ** min(max(0, (step - lesson.stop) // lesson.doubling), 40)
     drawn = [random_record(generator, records, tags) for _ in range(build.lm_batch)]
@@ -309,7 +311,7 @@ def draw_scenes(step: int, build: Build, generator: np.random.Generator) -> tupl
 
 def train_language_model(policy: JanusPolicy, build: Build) -> None:
     """Next-token prediction of the scenes' codes after their captions, some of them wrong, some null."""
-    codes_of = dictionary()
+    codes_of, records = dictionary(), by_tag(world.prompts("train"))
     optimizer = language_optimizer(policy, build)
     saved, first = build.work / "lm.pt", 0
     if saved.exists():
@@ -320,7 +322,7 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
     began = time.time()
     for step in range(first, build.lm_cycles[-1]):
         generator = np.random.default_rng([build.seed, step])
-        images, captions = draw_scenes(step, build, generator)
+        images, captions = draw_scenes(step, build, generator, records)
         tokens = codes(images, codes_of)
         # The unconditional branch becomes the condition of some rows.
         both = policy.encode(captions)
