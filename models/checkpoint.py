@@ -1,62 +1,171 @@
-"""What must hold of a checkpoint in transformers' format before it is used.
+"""A checkpoint folder: found, opened and read tensor by tensor, and written.
 
-A folder that is torn, incomplete or of another shape than its config says is refused with one sentence,
-where transformers would fill the gap with random weights.
+A folder as transformers lays it out has `config.json`, its tokenizer, and weights in `model.safetensors` or
+`pytorch_model.bin`, or in shards of either with an index beside them. Tensors stay on disk until they are asked
+for. Nothing in a folder is executed, and what is torn or missing is refused with one sentence, never filled in.
 """
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from models.errors import ModelError
+from models.hub import fetch
+from models.tensors import read_tensors
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are looked for
+SHARD_BYTES = 5 * 10**9  # of the files we write
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a checkpoint folder that has its tokenizer and weights that can be opened. Raises ModelError."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist: point to a folder in transformers' format, with config and weights")
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is read when it is asked for.
+
+    where: its file and the name it has there, for errors.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+Weights = Mapping[str, StoredTensor]
+
+
+def in_memory(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """Tensors that are at hand, as weights."""
+    return {
+        name: StoredTensor(name, tuple(tensor.shape), partial(Tensor.detach, tensor))
+        for name, tensor in tensors.items()
+    }
+
+
+def locate(source: str | Path) -> Path:
+    """The folder itself, or the hub's on this machine, downloaded if need be. Raises ModelError."""
+    folder = fetch(source, ("*.json", "*.safetensors"))
+    if not any(folder.glob("*.safetensors")):
+        folder = fetch(source, ("*.json", "*.bin"))
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file. Raises ModelError."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist: point to a whole checkpoint folder, or copy it again") from error
     except ValueError as error:
         raise ModelError(f"{path} is not JSON ({error}): copy the checkpoint again") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ModelError(f"{path} is not an object: copy the checkpoint again")
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ModelError(f"{folder / 'tokenizer_config.json'} does not exist: copy the tokenizer beside the weights")
-    _check_weights(folder)
-    return config
+    return found
 
 
-def _check_weights(folder: Path) -> None:
-    """Every safetensors file can be opened; opening reads the header and compares it with the file's length."""
-    from safetensors import SafetensorError, safe_open
+def open_weights(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder by the name it has there. Raises ModelError for files that are missing or torn."""
+    for name in SINGLE_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _open_shards(index)
+        if (folder / name).is_file():
+            return _open_file(folder / name)
+    raise ModelError(
+        f"{folder} has no weights: {' or '.join(SINGLE_FILES)}, or the index of their shards, does not exist there"
+    )
 
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{index} is not an index of weights ({error!r}): copy the checkpoint again") from error
-    for name in names:
-        path = folder / name
+
+def _open_shards(index: Path) -> dict[str, StoredTensor]:
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise ModelError(f"{index} is not an index of weights: copy the checkpoint again")
+    weights: dict[str, StoredTensor] = {}
+    for file in sorted(set(named.values())):
+        path = index.parent / file
         if not path.is_file():
-            raise ModelError(f"{path} does not exist: copy the checkpoint again, or convert its weights to safetensors")
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise ModelError(f"{path} is torn or no safetensors file ({error}): copy it again") from error
+            raise ModelError(f"{path} does not exist, but {index.name} names it: copy the checkpoint again")
+        weights |= _open_file(path)
+    if lost := sorted(named.keys() - weights.keys()):
+        raise ModelError(
+            f"{index} and its shards do not fit: {lost[0]} is not in {named[lost[0]]}: copy the checkpoint again"
+        )
+    return weights
+
+
+def _open_file(path: Path) -> dict[str, StoredTensor]:
+    if path.suffix != ".safetensors":
+        tensors = in_memory(read_tensors(path))
+        return {name: StoredTensor(f"{path}: {name}", tensor.shape, tensor.read) for name, tensor in tensors.items()}
+    try:
+        # Opening reads the header and compares it with the file's length.
+        file = safe_open(path, framework="pt")
+        return {
+            name: StoredTensor(
+                f"{path}: {name}", tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name)
+            )
+            for name in file.keys()  # noqa: SIM118 - no mapping
+        }
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is torn or no safetensors file ({error}): copy it again") from error
+
+
+def check_weights(source: Path, weights: Weights, wanted: Mapping[str, Tensor], names: Callable[[str], str]) -> None:
+    """Every wanted tensor is there in its shape; `names` says what it is called in the files. Raises ModelError."""
+    if missing := [name for name in wanted if name not in weights]:
+        raise ModelError(
+            f"{source} lacks {len(missing)} weights, such as {names(missing[0])}: copy the checkpoint again"
+        )
+    wrong = [name for name, tensor in wanted.items() if weights[name].shape != tensor.shape]
+    if wrong:
+        found = weights[wrong[0]]
+        raise ModelError(
+            f"{source}: config.json and the weights do not fit: {found.where} gives {found.shape}, the config wants "
+            f"{tuple(wanted[wrong[0]].shape)} ({len(wrong)} such): set the config's sizes and grid to the checkpoint's"
+        )
 
 
 def check_report(source: str, report: dict[str, Any]) -> None:
-    """No tensor is absent or of another shape than the config wants."""
+    """The same of what transformers loaded by itself: it reports, and fills gaps with random weights."""
     if wrong := sorted(report["mismatched_keys"]):
         name, found, wanted = wrong[0]
         raise ModelError(
             f"{source}: config.json and the weights do not fit: {name} is {tuple(found)} in the checkpoint and "
-            f"{tuple(wanted)} by the config ({len(wrong)} such): set the config's sizes and grid to the checkpoint's"
+            f"{tuple(wanted)} by the config ({len(wrong)} such): set the config's sizes to the checkpoint's"
         )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{source} lacks {len(missing)} weights, such as {missing[0]}: copy the checkpoint again")
+
+
+def write_weights(folder: Path, weights: Weights) -> None:
+    """One `model.safetensors`, or shards of at most `SHARD_BYTES` and their index; one shard in memory at a time."""
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = 0
+
+    def write() -> None:
+        shards.append(list(held))
+        save_file(held, folder / f"{len(shards)}.part", metadata={"format": "pt"})
+        held.clear()
+
+    for name, stored in weights.items():
+        tensor = stored.read().cpu().contiguous()
+        if held and sum(other.nbytes for other in held.values()) + tensor.nbytes > SHARD_BYTES:
+            write()
+        held[name] = tensor
+        total += tensor.nbytes
+    write()
+    if len(shards) == 1:
+        (folder / "1.part").rename(folder / "model.safetensors")
+        return
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for number, file in enumerate(files, start=1):
+        (folder / f"{number}.part").rename(folder / file)
+    weight_map = {name: file for names, file in zip(shards, files, strict=True) for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -10,26 +10,21 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from transformers import AutoTokenizer, JanusForConditionalGeneration, LlamaModel, PreTrainedTokenizerBase
+from transformers import JanusForConditionalGeneration, LlamaModel, PreTrainedTokenizerBase
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.utils import logging
 
 from models import llama
-from models.checkpoint import check_report, read_config
-from models.errors import ModelError
+from models.janus_checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoint, save_deepseek
 from models.policy import Condition, TokenLayout
 
-TEMPLATES = {
-    "janus-pro": "<|User|>: {prompt}\n\n<|Assistant|>:<begin_of_image>",
-    "plain": "User: {prompt}\n\nAssistant:<begin_of_image>",  # what T2I-R1 and the GCPO forks train with
-}
-PromptStyle = Literal["janus-pro", "plain"]
+TEMPLATE = "<|User|>: {prompt}\n\n<|Assistant|>:" + BEGIN_OF_IMAGE
 DEFAULT_GUIDANCE = 5.0  # of the official demo
 DECODE_BATCH = 32  # images per pass of the pixel decoder
 
@@ -53,33 +48,34 @@ class JanusPolicy:
         self,
         model: JanusForConditionalGeneration,
         tokenizer: PreTrainedTokenizerBase,
-        prompt_style: PromptStyle = "janus-pro",
+        parts: DeepSeekParts | None = None,
     ) -> None:
+        """parts: what a checkpoint in DeepSeek's format has beside the model; with them, `save` writes that format."""
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.template = TEMPLATES[prompt_style]
+        self.parts = parts
         self.language_model.requires_grad_(True)
         # Pixels are decoded in float32 whatever the language model runs in.
         self.model.model.vqmodel.float()
         side = cast(JanusVQVAEConfig, model.config.vq_config).num_patches
         self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
         self.default_guidance = model.generation_config.guidance_scale or DEFAULT_GUIDANCE
+        self.gradient_checkpointing = False
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
-        """From a folder or a hub id in transformers' format. Raises ModelError for what is not a whole Janus."""
-        if Path(source).is_dir():
-            check_config(Path(source), read_config(Path(source)))
-        logging.disable_progress_bar()
-        pretrained: Any = JanusForConditionalGeneration.from_pretrained  # typed for a call without a report
-        try:
-            model, report = pretrained(source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(f"cannot load {source}, neither as a folder nor from the hub: {reason}") from error
-        check_report(str(source), report)
-        return cls(model.to(device), tokenizer)
+        """From a folder or a hub id, in either format. Raises ModelError for what is not a whole Janus."""
+        checkpoint = JanusCheckpoint.open(source)
+        tokenizer = checkpoint.tokenizer()
+        return cls(checkpoint.model(dtype, device), tokenizer, checkpoint.deepseek_parts())
+
+    @property
+    def module(self) -> JanusForConditionalGeneration:
+        return self.model
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        return self.language_model.layers
 
     @property
     def language_model(self) -> LlamaModel:
@@ -100,13 +96,10 @@ class JanusPolicy:
         return condition_from_ids(tuple(prompts), [rows, null_rows], self.tokenizer.pad_token_id, self.device)
 
     def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        texts = [self.template.format(prompt=prompt.strip()) for prompt in prompts]
-        rows = self.tokenizer(texts)["input_ids"]
-        ends = (self.tokenizer.bos_token_id, self.tokenizer.convert_tokens_to_ids("<begin_of_image>"))
-        for text, row in zip(texts, rows, strict=True):
-            if (row[0], row[-1]) != ends or row[1] == row[0]:
-                raise ValueError(f"the tokenizer does not frame {text!r} in one BOS and begin-of-image: {row}")
-        return rows
+        texts = [TEMPLATE.format(prompt=prompt.strip()) for prompt in prompts]
+        # Whether a tokenizer adds BOS itself depends on its files and on who reads them, so it is not asked to.
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[self.tokenizer.bos_token_id, *row] for row in rows]
 
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
         """Constant over the image."""
@@ -125,7 +118,7 @@ class JanusPolicy:
         cos, sin = self._rope(pads, slots)
         rope = cos[:, :, :width], sin[:, :, :width]
         embedded = self.language_model.embed_tokens(distinct[:, 1:])
-        hidden = llama.run(self.language_model, embedded, rope, causal_mask(pads, width), cache)
+        hidden = llama.run(self.language_model, embedded, rope, llama.causal_mask(pads, width), cache)
 
         rows = owner.repeat_interleave(group_size)
         seen = torch.arange(slots, device=self.device) >= pads[rows, None]
@@ -156,7 +149,8 @@ class JanusPolicy:
         image = self._embed(tokens[:, :-1]).repeat(branches, 1, 1)
         embedded = torch.cat([self.language_model.embed_tokens(ids), image], dim=1)
         width = embedded.shape[1]
-        states = llama.run(self.language_model, embedded, self._rope(pads, width), causal_mask(pads, width))
+        rope, mask = self._rope(pads, width), llama.causal_mask(pads, width)
+        states = llama.run(self.language_model, embedded, rope, mask, recompute=self.gradient_checkpointing)
         return states[:, ids.shape[-1] - 1 :].unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
@@ -187,8 +181,12 @@ class JanusPolicy:
         return twin
 
     def save(self, path: Path) -> None:
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
+        if self.parts is None:
+            logging.disable_progress_bar()
+            self.model.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+        else:
+            save_deepseek(path, self.model, self.parts)
 
     def _embed(self, tokens: Int[Tensor, "R T"]) -> Float[Tensor, "R T D"]:
         return self.model.prepare_embeddings_for_image_generation(tokens)
@@ -200,21 +198,6 @@ class JanusPolicy:
         return cos[positions][:, None], sin[positions][:, None]
 
 
-def check_config(folder: Path, config: dict[str, Any]) -> None:
-    """The config is Janus's and names one grid: transformers overrides `num_patches` in silence."""
-    family = config.get("model_type")
-    if family != "janus":
-        raise ModelError(f"{folder}/config.json has model_type {family!r}: the one known here is 'janus'")
-    vision, vq = config.get("vision_config") or {}, config.get("vq_config") or {}
-    if {"image_size", "patch_size"} <= vision.keys() and "num_patches" in vq:
-        side = vision["image_size"] // vision["patch_size"]
-        if vq["num_patches"] != side:
-            raise ModelError(
-                f"{folder}/config.json: vq_config.num_patches is {vq['num_patches']}, but vision_config's "
-                f"image_size // patch_size is {side}: set both to the checkpoint's grid"
-            )
-
-
 def condition_from_ids(
     prompts: tuple[str, ...], branches: Sequence[Sequence[Sequence[int]]], pad: int, device: torch.device
 ) -> Condition:
@@ -223,15 +206,3 @@ def condition_from_ids(
     ids = torch.tensor([[[pad] * (width - len(row)) + list(row) for row in rows] for rows in branches])
     lengths = torch.tensor([[len(row) for row in rows] for rows in branches])
     return Condition(prompts, {"ids": ids.to(device), "lengths": lengths.to(device)})
-
-
-def causal_mask(pads: Int[Tensor, " B"], width: int) -> Bool[Tensor, "B 1 T T"] | None:
-    """What each position sees when the first `pads` are padding; None where plain causality says it all.
-
-    Padding sees itself: a row that sees nothing would be NaN, and so would its gradient.
-    """
-    if not bool(pads.any()):
-        return None
-    slot = torch.arange(width, device=pads.device)
-    real = slot[None, None] >= pads[:, None, None]
-    return ((slot[:, None] >= slot) & real | torch.eye(width, dtype=torch.bool, device=pads.device))[:, None]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -61,23 +62,38 @@ def rms_norm(norm: LlamaRMSNorm, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B 
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
+def causal_mask(pads: Int[Tensor, " B"], width: int) -> Bool[Tensor, "B 1 T T"] | None:
+    """What each position sees when the first `pads` are padding; None where plain causality says it all.
+
+    Padding sees itself: a row that sees nothing would be NaN, and so would its gradient.
+    """
+    if not bool(pads.any()):
+        return None
+    slot = torch.arange(width, device=pads.device)
+    real = slot[None, None] >= pads[:, None, None]
+    return ((slot[:, None] >= slot) & real | torch.eye(width, dtype=torch.bool, device=pads.device))[:, None]
+
+
 def run(
     model: LlamaModel,
     x: Float[Tensor, "B T D"],
     rope: tuple[Float[Tensor, "B 1 T d"], Float[Tensor, "B 1 T d"]],
     visible: Bool[Tensor, "B 1 T S"] | None,
     cache: KeyValueCache | None = None,
+    recompute: bool = False,
 ) -> Float[Tensor, "B T D"]:
     """The decoder's output after its final norm, for T new positions.
 
     rope: cosines and sines at the new positions (`rope_table`).
     visible: which of the S positions each new one sees, those in the cache first; None is causal.
     cache: receives the new keys and values behind the `length` slots it holds.
+    recompute: keep only the layers' inputs for the backward pass, which then runs each layer once more.
     """
     batch, steps, _ = x.shape
     cos, sin = rope
     layer: Any  # transformers' decoder layer; a ModuleList does not know what it holds
-    for index, layer in enumerate(model.layers):
+
+    def through(layer: Any, index: int, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         attention = layer.self_attn
         normed = rms_norm(layer.input_layernorm, x)
         query, key, value = (
@@ -99,7 +115,13 @@ def run(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         x = x + attention.o_proj(attended.transpose(1, 2).reshape(batch, steps, -1))
-        x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
+        return x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
+
+    for index, layer in enumerate(model.layers):
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(through, layer, index, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = through(layer, index, x)
     if cache is not None:
         cache.length += steps
     return rms_norm(model.norm, x)

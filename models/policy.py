@@ -75,6 +75,17 @@ class Policy(Protocol):
 
     layout: TokenLayout
     default_guidance: float  # the scale that the checkpoint asks to be sampled with
+    gradient_checkpointing: bool  # whether `hidden` keeps only each layer's input for the backward pass
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The weights, of which training changes some."""
+        ...
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The transformer layers among them."""
+        ...
 
     def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
         """The conditional branch of each prompt and its unconditional one (or a negative prompt's)."""
@@ -118,7 +129,7 @@ class Policy(Protocol):
         """The parameters that an update may change."""
         ...
 
-    def reference(self) -> Self:
+    def reference(self) -> "Policy":
         """A frozen copy that shares every tensor which training does not change."""
         ...
 

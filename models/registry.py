@@ -1,8 +1,11 @@
-"""From a name to a policy: the models we know, and any local folder of a family we know.
+"""From a name to a policy: the models we know, and any folder or hub id of a family we know.
 
-Nothing here imports torch before a model is loaded, so that `--help` stays quick.
+A family is one file that holds a class with the `Policy` protocol and `load(source, dtype, device)`; a model is
+one line of `MODELS`. Nothing here imports torch before a model is loaded, so that `--help` stays quick.
 """
 
+import importlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,55 +19,121 @@ if TYPE_CHECKING:
     from models.policy import Policy
 
 TINY = Path(__file__).parent / "tiny"
+ADAPTER_CONFIG = "adapter_config.json"  # of a folder that holds adapters, and names their base
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
+
+FAMILIES = {  # module and class
+    "janus": ("models.janus", "JanusPolicy"),
+    "llamagen": ("models.llamagen", "LlamaGenPolicy"),
+    "star": ("models.star", "StarPolicy"),
+}
+MODEL_TYPES = {"janus": "janus", "multi_modality": "janus", "llamagen": "llamagen", "star": "star"}  # of a config.json
+FILES = {"t2i_*.pt": "llamagen", "vq_ds16_t2i.*": "llamagen", "vae_ch160v4096z32.pth": "star"}  # where it names none
 
 
 @dataclass(frozen=True)
 class ModelEntry:
     """One known model.
 
-    source: a folder or a hub id in transformers' format.
-    grid: height and width of the token map; None where only the checkpoint knows.
+    family: a key of `FAMILIES`; None where only the checkpoint knows.
+    source: what the family's `load` takes: a folder, or what the hub calls it.
+    scales: sides of the square token maps; None where only the checkpoint knows.
+    guidance: the scale that it is sampled with by default; None where only the checkpoint knows.
     """
 
     name: str
-    family: str
+    family: str | None
     source: str
     licence: str
-    grid: tuple[int, int] | None
+    scales: tuple[int, ...] | None
+    guidance: float | None
+
+    @property
+    def grid(self) -> str:
+        """`24x24` of a single token map, the sides of several."""
+        sides = self.scales or ()
+        return f"{sides[0]}x{sides[0]}" if len(sides) == 1 else " ".join(map(str, sides))
 
 
+DEEPSEEK, UNSTATED = "DeepSeek Model License", "see its hub page"
+STAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+STAR_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+STAR_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
 MODELS = {
     entry.name: entry
     for entry in (
-        ModelEntry("tiny", "janus", str(TINY), "Apache-2.0", (12, 12)),
-        ModelEntry("janus-pro-1b", "janus", "deepseek-community/Janus-Pro-1B", "DeepSeek Model License", (24, 24)),
-        ModelEntry("janus-pro-7b", "janus", "deepseek-community/Janus-Pro-7B", "DeepSeek Model License", (24, 24)),
+        ModelEntry("tiny", "janus", str(TINY), "Apache-2.0", (12,), 1.5),
+        ModelEntry("janus-pro-1b", "janus", "deepseek-community/Janus-Pro-1B", DEEPSEEK, (24,), 5.0),
+        ModelEntry("janus-pro-7b", "janus", "deepseek-community/Janus-Pro-7B", DEEPSEEK, (24,), 5.0),
+        # Trained with reinforcement learning by others, in DeepSeek's format.
+        ModelEntry("janus-pro-1b-gcpo-hps", "janus", "zghhui/Janus-Pro-1B-GCPO-HPS", UNSTATED, (24,), 5.0),
+        ModelEntry("janus-pro-1b-gcpo-geneval", "janus", "zghhui/Janus-Pro-1B-GCPO-Geneval", UNSTATED, (24,), 5.0),
+        ModelEntry("janus-pro-7b-gcpo-hps", "janus", "zghhui/Janus-Pro-7B-GCPO-HPS", UNSTATED, (24,), 5.0),
+        ModelEntry("janus-pro-7b-gcpo-geneval", "janus", "zghhui/Janus-Pro-7B-GCPO-Geneval", UNSTATED, (24,), 5.0),
+        ModelEntry("janus-pro-7b-gcpo", "janus", "KonstantinosKK/Janus-Pro-7B-GCPO", UNSTATED, (24,), 5.0),
+        ModelEntry("llamagen-256", "llamagen", "peizesun/llamagen_t2i/t2i_XL_stage1_256.pt", "MIT", (16,), 7.5),
+        ModelEntry("llamagen-512", "llamagen", "peizesun/llamagen_t2i/t2i_XL_stage2_512.pt", "MIT", (32,), 7.5),
+        ModelEntry("llamagen-256-gcpo", "llamagen", "zghhui/LlamaGen-T2I-GCPO", UNSTATED, (16,), 7.5),
+        # STAR's files are put together by hand: `load` says which.
+        ModelEntry("star-256", "star", "taocrayon/STAR", "MIT", STAR_256, 4.0),
+        ModelEntry("star-512", "star", "taocrayon/STAR", "MIT", STAR_512, 4.0),
+        ModelEntry("star-1024", "star", "taocrayon/STAR", "MIT", STAR_1024, 4.0),
     )
 }
 
 
 def find(name_or_path: str) -> ModelEntry:
-    """The entry of a known name, or one for a local folder or an `owner/name` of the hub.
+    """The entry of a known name, or one for a path here or an `owner/name` of the hub.
 
     Reads no files of the model. Raises ModelError.
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
-    if Path(name_or_path).is_dir() or re.fullmatch(HUB_ID, name_or_path):
-        return ModelEntry(name_or_path, "janus", name_or_path, "unknown", None)
+    if Path(name_or_path).exists() or re.fullmatch(HUB_ID, name_or_path):
+        families = {entry.source: entry.family for entry in MODELS.values()}
+        return ModelEntry(name_or_path, families.get(name_or_path), name_or_path, "unknown", None, None)
     raise ModelError(f"unknown model {name_or_path!r}: give a folder, a hub id or one of the names {', '.join(MODELS)}")
 
 
+def family_of(source: str) -> str:
+    """The family of a checkpoint, by the `model_type` of its config.json, else by its files' names.
+
+    Raises ModelError where neither says.
+    """
+    from models.hub import fetch
+
+    path = fetch(source, ("config.json",))
+    folder = path if path.is_dir() else path.parent
+    config, model_type = folder / "config.json", None
+    if config.is_file():
+        try:
+            model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{config} is not JSON ({error}): copy the checkpoint again") from error
+        if model_type in MODEL_TYPES:
+            return MODEL_TYPES[model_type]
+    for pattern, family in FILES.items():
+        if any(folder.glob(pattern)):
+            return family
+    said = f"has model_type {model_type!r}" if config.is_file() else "does not exist"
+    raise ModelError(
+        f"{config} {said}, so what {source} holds is unknown: give a checkpoint whose model_type is one of "
+        f"{', '.join(MODEL_TYPES)}, with config and weights"
+    )
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a folder holds adapters (`models.lora`) instead of a whole model."""
+    return (Path(source) / ADAPTER_CONFIG).is_file()
+
+
 def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "Policy":
-    """The policy of a known name, a local folder or a hub id, in float32 unless told otherwise.
+    """The policy of a known name, a path here or a hub id, in float32 unless told otherwise; adapters with their base.
 
     Raises ModelError for an unknown name, and for a checkpoint that is not all there.
     """
     entry = find(name_or_path)
     import torch
-
-    from models.janus import JanusPolicy
 
     try:
         kind = torch.device(device).type
@@ -72,10 +141,25 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
         raise ModelError(f"{device!r} is no device: choose cpu or cuda") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"the device {device} is not there: torch sees no CUDA device, so choose cpu")
-    policy = JanusPolicy.load(entry.source, dtype or torch.float32, device)
-    if entry.grid not in (None, policy.layout.maps[0]):
-        height, width = policy.layout.maps[0]
+    if is_adapter(entry.source):
+        return _load_adapter(Path(entry.source), dtype, device)
+    module, name = FAMILIES[entry.family or family_of(entry.source)]
+    family = getattr(importlib.import_module(module), name)
+    policy: Policy = family.load(entry.source, dtype or torch.float32, device)
+    if entry.scales not in (None, tuple(height for height, _ in policy.layout.maps)):
         raise ModelError(
-            f"{entry.source} has a {height}x{width} grid, but {entry.name} has {entry.grid}: copy it again"
+            f"{entry.source} has token maps of {list(policy.layout.maps)}, but {entry.name} has {entry.grid}: "
+            "copy it again"
         )
     return policy
+
+
+def _load_adapter(folder: Path, dtype: "torch.dtype | None", device: str) -> "Policy":
+    from models import lora
+
+    name = lora.base_of(folder)
+    try:
+        base = load(name, dtype, device)
+    except ModelError as error:
+        raise ModelError(f"the adapter {folder} needs its base {name}: {error}") from error
+    return lora.attach(base, folder)

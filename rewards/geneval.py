@@ -174,6 +174,19 @@ def _judge_all(
     return entries
 
 
+def color_questions(metadata: Mapping[str, Any], objects: Objects) -> dict[str, Sequence[Detection]]:
+    """By class, the objects whose colours any of the rule sets may ask for: the best-scored of that class.
+
+    So the colours of a whole batch can be asked in one call before the rules are applied.
+    """
+    asked: dict[str, Sequence[Detection]] = {}
+    for item in metadata.get("include", []):
+        found = objects.get(item["class"], [])
+        if "color" in item and len(asked.get(item["class"], [])) < item["count"] <= len(found):
+            asked[item["class"]] = found[: item["count"]]
+    return asked
+
+
 def _excluded(metadata: Mapping[str, Any], objects: Objects) -> list[str]:
     """A reason for each violated `exclude` entry: as many objects as it names, or more."""
     counted = [

@@ -1,15 +1,27 @@
 """GenEval as a reward: a detector, a colour classifier and a rule set score each image."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from rewards.detectors.base import ColorClassifier, Detection, Detector
+from rewards.detectors.base import ColorClassifier, Detection, Detector, Subject
 from rewards.errors import RewardError
-from rewards.geneval import COLORS, RELATIONS, RULES, TAGS, ColorsOf, GenEvalOptions, keep_all, official
+from rewards.geneval import (
+    COLORS,
+    RELATIONS,
+    RULES,
+    TAGS,
+    ColorsOf,
+    GenEvalOptions,
+    Objects,
+    color_questions,
+    keep_all,
+    official,
+)
 from rewards.reward import Scores
 
 
@@ -55,7 +67,9 @@ class GenEvalReward:
     """Detects, keeps and judges: `total` is the rule set's score, `parts["strict"]` the official 0 or 1.
 
     The official verdict stands beside every other rule set, so that a run that trains on fractions logs
-    the benchmark's accuracy too.
+    the benchmark's accuracy too. The detector sees the whole batch, the classifier all its objects in one call.
+
+    Raises ValueError for thresholds under what the detector returns.
     """
 
     def __init__(
@@ -69,6 +83,11 @@ class GenEvalReward:
         self.colors = colors
         self.rule = RULES[rules]
         self.options = options or GenEvalOptions()
+        lowest = min(self.options.threshold, self.options.counting_threshold)
+        if lowest < detector.min_score:
+            raise ValueError(
+                f"{detector.name} drops what scores up to {detector.min_score}, over the threshold {lowest}"
+            )
         self.name = f"geneval-{rules} ({detector.name})"
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
@@ -83,10 +102,10 @@ class GenEvalReward:
     ) -> Scores:
         """The scores of the images; `metadata` are GenEval records (`check_metadata`)."""
         self.check(prompts, metadata)
+        found = self.detector.detect(images)
+        kept = [keep_all(one, record["tag"], self.options) for one, record in zip(found, metadata, strict=True)]
         verdicts, strict = [], []
-        for image, record, found in zip(images, metadata, self.detector.detect(images), strict=True):
-            objects = keep_all(found, record["tag"], self.options)
-            colors_of = self._colors_in(image)
+        for record, objects, colors_of in zip(metadata, kept, self._colors(images, metadata, kept), strict=True):
             verdicts.append(self.rule(record, objects, colors_of, self.options))
             strict.append(official(record, objects, colors_of, self.options).correct)
         return Scores(
@@ -95,14 +114,28 @@ class GenEvalReward:
             reasons=tuple(verdict.reason for verdict in verdicts),
         )
 
-    def _colors_in(self, image: UInt8[ndarray, "H W 3"]) -> ColorsOf:
-        """The classifier on one image. It may be a large model and two rule sets ask it: answers are kept."""
-        answers: dict[tuple[str, int], list[str]] = {}
+    def _colors(
+        self,
+        images: Sequence[UInt8[ndarray, "H W 3"]],
+        metadata: Sequence[Mapping[str, Any]],
+        kept: Sequence[Objects],
+    ) -> list[ColorsOf]:
+        """What answers the rules' questions of colour about each image, from one call of the classifier."""
+        questions = [color_questions(record, objects) for record, objects in zip(metadata, kept, strict=True)]
+        subjects = [
+            Subject(image, detection, name)
+            for image, asked in zip(images, questions, strict=True)
+            for name, chosen in asked.items()
+            for detection in chosen
+        ]
+        answers = iter(self.colors.classify(subjects) if subjects else ())
+        return [_answering({name: list(islice(answers, len(chosen))) for name, chosen in q.items()}) for q in questions]
 
-        def colors_of(name: str, chosen: Sequence[Detection]) -> list[str]:
-            key = (name, len(chosen))  # rule sets only ever ask for the best-scored objects of a class
-            if key not in answers:
-                answers[key] = self.colors.classify(image, chosen, name)
-            return answers[key]
 
-        return colors_of
+def _answering(colors: Mapping[str, list[str]]) -> ColorsOf:
+    """Rule sets only ever ask for the best-scored objects of a class."""
+
+    def colors_of(name: str, chosen: Sequence[Detection]) -> list[str]:
+        return colors[name][: len(chosen)]
+
+    return colors_of

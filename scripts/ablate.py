@@ -1,26 +1,40 @@
-"""Train a grid of methods and seeds on the tiny model and put them side by side: one table, one figure.
+"""Train a grid of arms and seeds and put them side by side: one table, one figure.
 
-    python scripts/ablate.py --methods grpo cfg critical --seeds 0 1 2
+    python scripts/ablate.py --grid scripts/grids/main.toml --seeds 0 1 2
+    python scripts/ablate.py --methods grpo cfg critical 'cfg[credit.statistic=k3]'
 
-Each cell is a run folder of its own below `--out`. A finished cell is not trained again and a killed one is
-resumed, so the grid can be stopped at any time; cells that have not run are shown empty. Give several
-processes disjoint `--methods` or `--seeds` to fill the grid in parallel, then run once more for the table.
+A grid is a TOML file with one entry per arm: a method, or a table of settings as in a run file. What all arms share
+stands in `[shared]`; without a model there, the tiny one is trained.
+
+    [shared]
+    steps = 200
+    [arms]
+    cfg = "cfg"
+    k3 = "cfg[credit.statistic=k3]"
+    four = {method = "cfg", rollout.group-size = 4}
+
+Each cell is a run folder of its own, ARM-SEED below `--out`. A finished cell is not trained again and a killed one is
+resumed, so the grid can be stopped at any time; cells that have not run are shown empty. Give several processes
+disjoint `--arms` or `--seeds` to fill the grid in parallel, then run once more for the whole table.
 """
 
-import dataclasses
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from typing import Any
 
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from t2i_rl.config import preset
-from t2i_rl.run import CHECKPOINTS, resume, start
-from t2i_rl.tracking import read_metrics
+from models.errors import ModelError
+from models.registry import find as find_model
+from rewards.errors import RewardError
+from t2i_rl.config import TrainConfig, fixed, override, read_settings
+from t2i_rl.errors import DivergenceError, UserError
+from t2i_rl.methods import find_method
+from t2i_rl.presets import preset
+
+METHODS = ("grpo", "cfg", "critical")
 
 
 @dataclass(frozen=True)
@@ -28,81 +42,136 @@ class Ablate:
     """The grid.
 
     Attributes:
-        methods: as in `t2i-rl train --method`.
+        grid: TOML file of the arms, instead of `methods`.
+        methods: a grid of methods alone, as in `t2i-rl train --method`; without a grid, grpo cfg critical.
         seeds: of the noise and the order of the prompts.
-        steps: of every run; the preset's if not given.
-        out: folder of the runs, `table.md` and `curves.png`.
+        arms: those that this process trains; all if not given. Every arm is in the table.
+        steps: of every run; the grid's or the preset's if not given.
+        out: folder of the cells, `table.md` and `curves.png`; if not given, runs/ablate/NAME of the grid.
     """
 
-    methods: tuple[str, ...] = ("grpo", "cfg", "critical")
+    grid: Path | None = None
+    methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    arms: tuple[str, ...] = ()
     steps: int | None = None
-    out: Path = Path("runs/ablate")
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.grid is not None and self.methods:
+            raise UserError("--grid and --methods both name the arms: give one of them")
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs/ablate") / ("methods" if self.grid is None else self.grid.stem)
 
 
-def curve(run: Path) -> dict[int, float]:
-    """The held-out score at each evaluated step."""
-    return {int(row["step"]): row["heldout"] for row in read_metrics(run) if "heldout" in row}
+def read_grid(path: Path) -> dict[str, TrainConfig]:
+    """The settings of every arm of a file; whatever is wrong in an arm is refused here."""
+    content = read_settings(path)
+    arms = content.get("arms")
+    if not (isinstance(arms, dict) and arms and content.keys() <= {"arms", "shared"}):
+        raise UserError(f"{path} has to hold [arms], with an entry for each of them, and may hold [shared]")
+    shared = content.get("shared", {})
+    return {arm: configured(arm, settings, shared, path) for arm, settings in arms.items()}
 
 
-def train(run: Path, method: str, seed: int, steps: int | None) -> None:
-    """Train the cell unless it is finished."""
-    config = preset("tiny", "shapes", method)
-    config = dataclasses.replace(config, out=run, seed=seed, steps=steps or config.steps)
-    if config.steps in curve(run):
+def configured(arm: str, settings: object, shared: Mapping[str, Any], path: Path) -> TrainConfig:
+    """An arm's settings over the shared ones over the preset of its model, reward and method."""
+    if not arm or arm.startswith(".") or "/" in arm:
+        raise UserError(f"{path} has the arm {arm!r}: its name becomes a folder's, so give it another")
+    own = {"method": settings} if isinstance(settings, str) else settings
+
+    def over(base: TrainConfig) -> TrainConfig:
+        found: TrainConfig = override(override(base, shared, f"{path}, shared"), own, f"{path}, arm {arm}")
+        if (found.seed, found.out) != (base.seed, base.out):
+            raise UserError(f"{path}, arm {arm}, sets the seed or the folder: give them as --seeds and --out")
+        return found
+
+    chosen = over(TrainConfig())
+    base = preset(chosen.model, chosen.reward, chosen.method)
+    find_method(base.method)
+    find_model(base.model)
+    return replace(over(base), method=base.method)
+
+
+def check_cell(run: Path, config: TrainConfig) -> None:
+    """Refuse a cell that was trained with other settings than the grid has now."""
+    written = run / "config.json"
+    if not written.exists():
         return
-    if (run / CHECKPOINTS).exists():
-        resume(run, config.steps)
+    before, now = fixed(override(TrainConfig(), read_settings(written), str(written))), fixed(config)
+    for name in now:
+        if before[name] != now[name]:
+            raise UserError(
+                f"{run} was trained with {name} {before[name]!r}, the grid has {now[name]!r}: choose another --out"
+            )
+
+
+def train(config: TrainConfig) -> None:
+    """Train the cell unless it is finished."""
+    import shutil
+
+    from t2i_rl import checkpoints
+    from t2i_rl.comparison import read_run
+    from t2i_rl.run import CHECKPOINTS, resume, start
+
+    if read_run(config.out, config.steps, reference=False) is not None:
+        return
+    saved = config.out / CHECKPOINTS
+    if saved.is_dir() and checkpoints.latest(saved) is not None:
+        resume(config.out, config.steps)
     else:
-        shutil.rmtree(run, ignore_errors=True)  # killed before its first checkpoint
+        if saved.is_dir():  # killed before its first checkpoint
+            shutil.rmtree(config.out)
         start(config)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and, from two seeds on, standard deviation over the seeds."""
-    if not values:
-        return ""
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+def run_grid(asked: Ablate) -> None:
+    """Fill the cells that are asked for, then report on all."""
+    if asked.grid is None:
+        arms = {method: configured(method, method, {}, Path("--methods")) for method in asked.methods or METHODS}
+    else:
+        arms = read_grid(asked.grid)
+    for arm in asked.arms:
+        if arm not in arms:
+            raise UserError(f"there is no arm {arm!r}: choose from {', '.join(arms)}")
+    cells = {
+        (arm, seed): replace(config, out=asked.folder / f"{arm}-{seed}", seed=seed, steps=asked.steps or config.steps)
+        for arm, config in arms.items()
+        for seed in asked.seeds
+    }
+    for config in cells.values():
+        check_cell(config.out, config)
+    for seed in asked.seeds:
+        for arm in asked.arms or arms:
+            train(cells[arm, seed])
+
+    from t2i_rl.checkpoints import write_atomically
+    from t2i_rl.comparison import Finished, draw, read_run, table
+
+    found: dict[str, list[Finished]] = {arm: [] for arm in arms}
+    for (arm, _), config in cells.items():
+        run = read_run(config.out, config.steps, find_method(config.method).needs_reference)
+        if run is not None:
+            found[arm].append(run)
+    write_atomically(asked.folder / "table.md", table(found))
+    draw(found, asked.folder / "curves.png")
+    print(table(found), end="")
 
 
-def table(curves: dict[str, list[dict[int, float]]]) -> str:
-    """Markdown: one row per method, one column per evaluated step; mean ± standard deviation over seeds."""
-    steps = sorted({step for runs in curves.values() for run in runs for step in run})
-    lines = ["| method | seeds | " + " | ".join(f"step {step}" for step in steps) + " |"]
-    lines.append("|---" * (len(steps) + 2) + "|")
-    for method, runs in curves.items():
-        cells = [spread([run[step] for run in runs if step in run]) for step in steps]
-        lines.append(f"| {method} | {sum(bool(run) for run in runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def draw(curves: dict[str, list[dict[int, float]]], path: Path) -> None:
-    """The mean of each method over steps, its seeds as thin lines."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for number, (method, runs) in enumerate(curves.items()):
-        color = f"C{number}"
-        for run in runs:
-            axes.plot(list(run), list(run.values()), color=color, linewidth=0.7, alpha=0.4)
-        steps = sorted({step for run in runs for step in run})
-        means = [fmean([run[step] for run in runs if step in run]) for step in steps]
-        axes.plot(steps, means, "o-", color=color, label=method)
-    axes.set(xlabel="step", ylabel="held-out accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-
-
-def main(grid: Ablate) -> None:
-    for seed in grid.seeds:
-        for method in grid.methods:
-            train(grid.out / f"{method}-{seed}", method, seed, grid.steps)
-    curves = {method: [curve(grid.out / f"{method}-{seed}") for seed in grid.seeds] for method in grid.methods}
-    (grid.out / "table.md").write_text(table(curves))
-    draw(curves, grid.out / "curves.png")
-    print(table(curves), end="")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the grid; returns the exit code."""
+    try:
+        run_grid(tyro.cli(Ablate, args=arguments, description=__doc__))
+    except (UserError, ModelError, RewardError) as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
+    except DivergenceError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Ablate, description=__doc__))
+    sys.exit(main())

@@ -11,7 +11,6 @@ import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +42,17 @@ from t2i_rl.prompts import balanced, load_prompts
 GRID = world.IMAGE_SIZE // world.LATTICE
 CODES = 256
 HIDDEN = 128
+GROUND = world.render([])[: world.LATTICE, : world.LATTICE].tobytes()  # the patch where nothing is
 
 
 @dataclass(frozen=True)
 class Build:
     """out: folder of the finished checkpoint. work: folder of the resumable state.
 
-    caption_noise: share of training scenes that are shown with the caption of another scene.
-    vq_steps: optimizer steps of the tokenizer. lm_cycles: those after which a cycle of the language model's ends.
+    caption_noise: share of scenes that are shown with the caption of another one, in the last quarter of the steps.
+    vq_steps, lm_steps: optimizer steps of the tokenizer and of the language model.
+    drill: steps with one layout. doubling: steps after which, from then on, the number of layouts doubles,
+        up to `layouts`: pictures of a prompt then differ less in what no reward looks at.
     null_share: share of training rows that show the unconditional prefix.
     guidance_scale: of the pictures by which the finished model is judged.
     """
@@ -58,15 +60,18 @@ class Build:
     out: Path = Path("models/tiny")
     work: Path = Path("runs/build_tiny")
     seed: int = 0
-    caption_noise: float = 0.2
+    caption_noise: float = 0.4
     vq_steps: int = 600
     vq_batch: int = 16
     vq_learning_rate: float = 2e-3
-    lm_cycles: tuple[int, ...] = (2600, 4000)
+    lm_steps: int = 2000
     lm_batch: int = 32
     lm_learning_rate: float = 2e-3
+    drill: int = 100
+    doubling: int = 20
+    layouts: int = 32
     null_share: float = 0.1
-    guidance_scale: float = 3.0
+    guidance_scale: float = 1.5
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -136,11 +141,9 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> JanusConfig:
     return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=placeholder)
 
 
-def random_record(
-    generator: np.random.Generator, records: dict[str, list[world.Record]], tags: tuple[str, ...] = world.TAGS
-) -> world.Record:
+def random_record(generator: np.random.Generator, records: dict[str, list[world.Record]]) -> world.Record:
     """A record, its tag drawn first so that all tasks are equally frequent."""
-    of_tag = records[tags[generator.integers(len(tags))]]
+    of_tag = records[world.TAGS[generator.integers(len(world.TAGS))]]
     return of_tag[generator.integers(len(of_tag))]
 
 
@@ -258,60 +261,52 @@ def language_optimizer(policy: JanusPolicy, build: Build) -> torch.optim.Optimiz
 
 
 def learning_rate(step: int, build: Build) -> float:
-    """In each cycle: up over 100 steps, level, and linearly down to zero over the last quarter."""
-    start, stop = next((start, stop) for start, stop in pairwise((0, *build.lm_cycles)) if step < stop)
-    return build.lm_learning_rate * min(1, (step - start + 1) / 100, (stop - step) / (0.25 * (stop - start)))
+    """Up over 100 steps, level, and linearly down to zero over the last quarter."""
+    return build.lm_learning_rate * min(1, (step + 1) / 100, (build.lm_steps - step) / (0.25 * build.lm_steps))
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A stretch of the language model's training: a drill with fixed layouts, then ever more of them.
+def layouts(step: int, build: Build) -> int:
+    """In how many ways a caption's objects may lie: one during the drill, then ever more up to `build.layouts`.
 
-    Where objects lie is most of what a scene leaves open. While they always lie in the same place, the
-    caption is all there is to learn, and the model learns to read it; with free layouts from the start it
-    had not begun to after 2,000 steps.
-
-    start, stop: the steps of the drill. tags: its tasks. doubling: steps after which, from then on, the number
-    of layouts doubles.
+    Where objects lie is most of what a scene leaves open. While they always lie in the same place, the caption is
+    all there is to learn.
     """
-
-    start: int
-    stop: int
-    tags: tuple[str, ...]
-    doubling: int
-
-
-LESSONS = (
-    Lesson(0, 200, world.TAGS, 100),
-    Lesson(1500, 1600, ("colors", "color_attr"), 10),
-    Lesson(2600, 2750, ("colors", "position", "color_attr"), 50),
-)
-
-
-def lesson_of(step: int) -> Lesson:
-    return next(lesson for lesson in reversed(LESSONS) if lesson.start <= step)
+    return min(2 ** max(0, (step - build.drill) // build.doubling), build.layouts)
 
 
 def draw_scenes(
     step: int, build: Build, generator: np.random.Generator, records: dict[str, list[world.Record]]
 ) -> tuple[UInt8[ndarray, "B H W 3"], list[str]]:
     """The pictures of a step and their captions, some of them wrong."""
-    lesson = lesson_of(step)
-    tags = lesson.tags if step < lesson.stop else world.TAGS
-    layouts = 2 ** min(max(0, (step - lesson.stop) // lesson.doubling), 40)
-    drawn = [random_record(generator, records, tags) for _ in range(build.lm_batch)]
-    seeds = generator.integers(layouts, size=build.lm_batch)
+    drawn = [random_record(generator, records) for _ in range(build.lm_batch)]
+    seeds = generator.integers(layouts(step, build), size=build.lm_batch)
     scenes = [world.scene_for(r, np.random.default_rng(seed)) for r, seed in zip(drawn, seeds, strict=True)]
+    noise = build.caption_noise if step >= 0.75 * build.lm_steps else 0
     for row, record in enumerate(drawn):
-        if generator.random() < build.caption_noise:
+        if generator.random() < noise:
             others = records[str(record["tag"])]
             drawn[row] = others[generator.integers(len(others))]
     return np.stack([world.render(scene) for scene in scenes]), [str(record["prompt"]) for record in drawn]
 
 
+def language_loss(logits: Float[Tensor, "B n V"], tokens: Int[Tensor, "B n"], ground: int) -> Float[Tensor, ""]:
+    """The mean over all tokens of -log p, and that over the objects' tokens of -log p given that it is no ground.
+
+    Nine tokens in ten are ground, and most of the rest is a matter of place. The second term asks only which
+    object it is, which is what the caption says; both are least at the true distribution.
+    """
+    thing = tokens != ground
+    without_ground = logits[thing].index_fill(-1, torch.tensor(ground), -torch.inf)
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()) + F.cross_entropy(without_ground, tokens[thing])
+
+
 def train_language_model(policy: JanusPolicy, build: Build) -> None:
-    """Next-token prediction of the scenes' codes after their captions, some of them wrong, some null."""
-    codes_of, records = dictionary(), by_tag(world.prompts("train"))
+    """Next-token prediction of the scenes' codes after their captions, some of them wrong, some null.
+
+    All captions of the world, as a real base model has met the words of any benchmark: what is held out is held out
+    from reinforcement learning.
+    """
+    codes_of, records = dictionary(), by_tag(list(world.all_prompts()))
     optimizer = language_optimizer(policy, build)
     saved, first = build.work / "lm.pt", 0
     if saved.exists():
@@ -320,7 +315,7 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
         policy.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     began = time.time()
-    for step in range(first, build.lm_cycles[-1]):
+    for step in range(first, build.lm_steps):
         generator = np.random.default_rng([build.seed, step])
         images, captions = draw_scenes(step, build, generator, records)
         tokens = codes(images, codes_of)
@@ -332,7 +327,7 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
             both.prompts, {name: tensor[null, rows_of][None] for name, tensor in both.tensors.items()}
         )
         logits = policy.head(policy.hidden(condition, tokens, branches=1)[0])
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        loss = language_loss(logits, tokens, codes_of[GROUND])
         loss.backward()
         group = optimizer.param_groups[0]
         group["lr"] = learning_rate(step, build)
@@ -343,10 +338,10 @@ def train_language_model(policy: JanusPolicy, build: Build) -> None:
         if done % 50 == 0:
             speed = (time.time() - began) / (done - first)
             print(
-                f"lm {done:5d}/{build.lm_cycles[-1]}  loss {loss.item():.4f}  norm {norm:.2f}  {speed:.2f} s/step",
+                f"lm {done:5d}/{build.lm_steps}  loss {loss.item():.4f}  norm {norm:.2f}  {speed:.2f} s/step",
                 flush=True,
             )
-        if done % 250 == 0 or done == build.lm_cycles[-1]:
+        if done % 250 == 0 or done == build.lm_steps:
             state = {"step": done, "model": policy.model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state, saved.with_suffix(".new"))
             saved.with_suffix(".new").replace(saved)

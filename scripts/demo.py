@@ -21,8 +21,8 @@ from models.registry import load
 from rewards.registry import build
 from t2i_rl import heatmaps
 from t2i_rl.checkpoints import latest, write_atomically
-from t2i_rl.config import preset
 from t2i_rl.evaluation import Evaluation, evaluate
+from t2i_rl.presets import preset
 from t2i_rl.prompts import balanced, load_prompts
 from t2i_rl.run import CHECKPOINTS, start
 

@@ -11,9 +11,9 @@ earlier steps is in `t2i_rl.baselines`.
 
 from __future__ import annotations  # with TYPE_CHECKING: the command line names the scales without importing torch
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from jaxtyping import Bool, Float
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Scale = Literal["group", "batch", "none"]
-Item = TypeVar("Item")
 
 
 class AdvantageRule(Protocol):
@@ -57,15 +56,6 @@ def advantages(
 def zero_variance(rewards: Float[Tensor, "P G"], threshold: float = 1e-6) -> Bool[Tensor, " P"]:
     """Whether the rewards of a group are all (nearly) the same, so that it teaches nothing."""
     return above_worst(rewards).std(-1) <= threshold
-
-
-def undecided(rewards: Float[Tensor, "P G"], low: float = 0.0, high: float = 1.0) -> Bool[Tensor, " P"]:
-    """DAPO's rule for rewards of 0 or 1: keep a group if `low < mean < high` (arXiv:2503.14476, eq. 11).
-
-    verl has 0.01 and 0.99.
-    """
-    mean = rewards.mean(-1)
-    return (low < mean) & (mean < high)
 
 
 def above_worst(rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
@@ -170,65 +160,55 @@ def win_rates(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     return (beaten.sum(-1) - 0.5) / (scores.shape[-1] - 1)
 
 
-def judged_win_rates(group: Sequence[Item], judge: Callable[[Item, Item], float]) -> list[float]:
-    """The win rates of the members of one group under any judge of pairs.
-
-    judge: from 0 (the second is better) to 1 (the first is). Asked once per unordered pair.
-    """
-    if len(group) < 2:
-        raise ValueError("a group of one image has nothing to win against: sample at least 2 images per prompt")
-    wins = [0.0] * len(group)
-    for first in range(len(group)):
-        for second in range(first + 1, len(group)):
-            verdict = judge(group[first], group[second])
-            wins[first] += verdict
-            wins[second] += 1 - verdict
-    return [won / (len(group) - 1) for won in wins]
-
-
 # Several rewards
 
 
-def sum_then_normalize(
-    rewards: Float[Tensor, "F P G"], weights: Sequence[float], scale: Scale = "group"
+def weighted_sum(
+    parts: Sequence[Float[Tensor, "P G"]] | Float[Tensor, "F P G"], weights: Sequence[float]
 ) -> Float[Tensor, "P G"]:
-    """Advantages of the weighted sum: a reward of large spread speaks loudest."""
-    return advantages(_weighted(rewards, weights), scale)
-
-
-def normalize_then_sum(
-    rewards: Float[Tensor, "F P G"], weights: Sequence[float], eps: float = 1e-4
-) -> Float[Tensor, "P G"]:
-    """Every reward's group advantages, their weighted sum, divided by its std over the batch: scales do not matter."""
-    summed = _weighted([advantages(reward, "group", eps) for reward in rewards], weights)
-    return summed / (summed.std() + eps)
-
-
-def _weighted(parts: Sequence[Tensor] | Float[Tensor, "F P G"], weights: Sequence[float]) -> Float[Tensor, "P G"]:
+    """One reward out of several. Its advantages (sum, then normalize) hear the reward of the largest spread best."""
     if len(weights) != len(parts):
         raise ValueError(f"{len(parts)} rewards have {len(weights)} weights: give one for each")
     first, *others = (weight * part for weight, part in zip(weights, parts, strict=True))
     return sum(others, first)
 
 
-def entropy_reward(
-    rewards: Float[Tensor, "P G"],
-    entropy: Float[Tensor, "P G"],
-    reference: Float[Tensor, "P G"],
-    coefficient: float = 0.4,
-    on_zero_variance: Literal["skip", "released"] = "skip",
+def normalize_then_sum(
+    rewards: Sequence[Float[Tensor, "P G"]] | Float[Tensor, "F P G"], weights: Sequence[float], eps: float = 1e-4
 ) -> Float[Tensor, "P G"]:
+    """Every reward's group advantages, their weighted sum, divided by its std over the batch: scales do not matter."""
+    summed = weighted_sum([advantages(reward, "group", eps) for reward in rewards], weights)
+    return summed / (summed.std() + eps)
+
+
+OnZeroStd = Literal["skip", "released"]
+
+
+@dataclass(frozen=True)
+class EntropyReward:
     """STAGE's bonus for the best images, also in the release of arXiv:2605.29198: keep the reference's entropy.
 
     Images whose reward is the batch's highest get `coefficient * (b - mean of their b)` on top, with
-    `b = 1 / (1 + (reference - entropy)^2)`, entropies in nats, averaged over the tokens of the image.
+    `b = 1 / (1 + (reference - entropy)^2)`, entropies in nats, averaged over the tokens of the image. For verifiable
+    rewards, where many images share the highest.
 
-    on_zero_variance: in a group of equal rewards this bonus is all there is, and normalizing blows it up to advantages
-        of full size. `skip`: such a group gets none; `released`: it does.
+    on_zero_std: in a group of equal rewards this bonus is all there is, and normalizing blows it up to advantages of
+        full size. `skip`: such a group gets none; `released`: it does.
     """
-    best = rewards == rewards.max()
-    if on_zero_variance == "skip":
-        best = best & ~zero_variance(rewards)[:, None]
-    kept = 1 / (1 + (reference - entropy).square())
-    mean = (kept * best).sum() / best.sum().clamp(min=1)
-    return rewards + coefficient * (kept - mean) * best
+
+    coefficient: float = 0.4
+    on_zero_std: OnZeroStd = "skip"
+
+    def __post_init__(self) -> None:
+        check_choice("entropy reward", "on_zero_std", self.on_zero_std, OnZeroStd)
+
+    def __call__(
+        self, rewards: Float[Tensor, "P G"], entropy: Float[Tensor, "P G"], reference: Float[Tensor, "P G"]
+    ) -> Float[Tensor, "P G"]:
+        """The rewards with the bonus; entropies are those of the conditional distribution."""
+        best = rewards == rewards.max()
+        if self.on_zero_std == "skip":
+            best = best & ~zero_variance(rewards)[:, None]
+        kept = 1 / (1 + (reference - entropy).square())
+        mean = (kept * best).sum() / best.sum().clamp(min=1)
+        return rewards + self.coefficient * (kept - mean) * best

@@ -1,4 +1,4 @@
-"""The command line: `t2i-rl train | generate | eval | heatmap | methods`.
+"""The command line: `t2i-rl train | generate | eval | heatmap | methods | models | plan | check | export`.
 
 Errors are one sentence on stderr: exit code 2 for bad input, 1 for a run that diverged. Help and
 argument errors import neither torch nor transformers, so commands import what they need when they run.
@@ -14,31 +14,37 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from models.errors import ModelError
+from models.registry import MODELS, TINY, is_adapter
 from models.registry import find as find_model
 from rewards.errors import RewardError
-from t2i_rl.config import Sampling, TrainConfig, override, preset, read_settings
+from t2i_rl.checks import check_settings
+from t2i_rl.config import PlanConfig, RewardSpecification, Sampling, TrainConfig, override, read_settings
 from t2i_rl.errors import DivergenceError, UserError
 from t2i_rl.methods import METHODS, describe, find_method
+from t2i_rl.presets import find_preset, preset
+from t2i_rl.variants import base_name
 
 if TYPE_CHECKING:
     from models.policy import Policy
 
 Parsed = TypeVar("Parsed")
+Precision = Literal["float32", "bfloat16", "float16"]
 BOX = "╭╮╰╯│─ "
 
 
 @dataclass(frozen=True)
 class TrainChoice:
-    """What picks the preset that the run file and the other flags then override."""
+    """What picks the preset that the run file and the other flags then override: its name, or the three others."""
 
+    preset: str | None = None
     model: str | None = None
     method: str | None = None
-    reward: str | None = None
+    reward: RewardSpecification | None = None
     config: Path | None = None
 
 
@@ -67,7 +73,9 @@ class Drawing:
         temperature: divides the guided logits; 0 takes the most likely token.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens up to this total probability; 1 keeps all.
+        negative_prompt: what guidance leads away from; nothing: the model's unconditional branch.
         seed: of the noise.
+        dtype: of the weights; logits and what is measured on them are float32, and so are pixels.
         device: where the model runs, such as cpu or cuda.
     """
 
@@ -76,7 +84,9 @@ class Drawing:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    negative_prompt: str = ""
     seed: int = 0
+    dtype: Precision = "float32"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -84,13 +94,19 @@ class Drawing:
         find_model(self.model)
         Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
-    def load(self) -> tuple[Policy, Sampling]:
-        """The model, and how it is sampled."""
+    def policy(self, model: str) -> Policy:
+        """A model in the precision and place asked for."""
+        import torch
+
         from models.registry import load
 
-        policy = load(self.model, device=self.device)
+        return load(model, getattr(torch, self.dtype), self.device)
+
+    def load(self) -> tuple[Policy, Sampling]:
+        """The model, and how it is sampled."""
+        policy = self.policy(self.model)
         scale = policy.default_guidance if self.guidance_scale is None else self.guidance_scale
-        return policy, Sampling(scale, self.temperature, self.top_k, self.top_p)
+        return policy, Sampling(scale, self.temperature, self.top_k, self.top_p, self.negative_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +141,21 @@ class EvalGenEval(Drawing):
     """
 
     prompts: str = "shapes:heldout"
-    reward: str = "shapes-official"
+    reward: RewardSpecification = "shapes-official"
     out: Path = Path("runs/geneval")
     images_per_prompt: int = 4
     batch: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Drawing):
+    """Whether a checkpoint is whole and computes what it should: each line is ok, or what is wrong.
+
+    Attributes:
+        out: where the pictures of four fixed prompts go.
+    """
+
+    out: Path = Path("runs/check.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +173,23 @@ class Heatmap(Drawing):
     group_size: int = 4
     reference: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     out: Path = Path("runs/heatmap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A whole checkpoint: a run's adapters merged into their base, or a Janus in another format, bit for bit.
+
+    Attributes:
+        model: a registered name, a checkpoint folder or a hub id.
+        out: folder of the checkpoint; it must not hold anything.
+        format: DeepSeek's, as deepseek-ai/Janus-Pro-1B, or transformers'; if not given, the one it is in.
+        dtype: of the merged weights, which is also what they are merged in.
+    """
+
+    model: str
+    out: Path
+    format: Annotated[Literal["deepseek", "transformers"] | None, tyro.conf.arg(metavar="FORMAT")] = None
+    dtype: Precision = "float32"
 
 
 @contextlib.contextmanager
@@ -171,17 +215,26 @@ def parse(kind: type[Parsed], arguments: Sequence[str], command: str, default: P
 
 
 def resolve(arguments: Sequence[str]) -> TrainConfig:
-    """Flag > run file > preset. Names that nothing goes by are refused here, before torch is imported."""
+    """Flag > run file > preset. Names that nothing goes by are refused here, before torch is imported.
+
+    The bare name of the preset's own method is that method with the preset's settings, so that naming model, reward
+    and method is the same as naming their preset.
+    """
     with one_sentence("train"):
         choice, rest = tyro.cli(TrainChoice, args=arguments, return_unknown_args=True, add_help=False)
     named = {name: value for name in ("model", "reward", "method") if (value := getattr(choice, name)) is not None}
-    settings = {} if choice.config is None else read_settings(choice.config)
-    chosen = override(TrainConfig(), settings, str(choice.config))
-    chosen = replace(chosen, **named)
-    config = override(preset(chosen.model, chosen.reward, chosen.method), settings, str(choice.config))
-    config = parse(TrainConfig, rest, "train", default=replace(config, **named))
-    find_method(config.method)
+    settings, where = {} if choice.config is None else read_settings(choice.config), str(choice.config)
+    if choice.preset is None:
+        chosen = replace(override(TrainConfig(), settings, where), **named)
+        base = preset(chosen.model, chosen.reward, chosen.method)
+    else:
+        base = find_preset(choice.preset)
+    config = replace(override(base, settings, where), **named)
+    if config.method == base_name(base.method):
+        config = replace(config, method=base.method)
+    config = parse(TrainConfig, rest, "train", default=config)
     find_model(config.model)
+    check_settings(config, find_method(config.method))
     return config
 
 
@@ -232,7 +285,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from rewards.registry import build
     from t2i_rl.prompts import load_prompts
 
-    prompts, reward = load_prompts(wanted.prompts), build(wanted.reward)
+    prompts, reward = load_prompts(wanted.prompts), build(wanted.reward, wanted.device)
     policy, sampling = wanted.load()
     from rich.console import Console
 
@@ -260,12 +313,18 @@ def heatmap(arguments: Sequence[str]) -> None:
 
     check_free(wanted.out)
     policy, sampling = wanted.load()
-    from models.registry import load
     from t2i_rl.heatmaps import save, token_maps
 
-    reference = load(wanted.reference, device=wanted.device) if wanted.reference else None
+    reference = wanted.policy(wanted.reference) if wanted.reference else None
     save(token_maps(policy, wanted.prompt, wanted.group_size, sampling, wanted.seed, reference), wanted.out)
     print(f"{wanted.out}: see heatmap.png, heatmap.html and maps.npz")
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """serve a reward to runs on this machine or others: serve shapes"""
+    from rewards import server
+
+    server.serve(parse(server.Service, arguments, "serve"))
 
 
 def methods(arguments: Sequence[str]) -> None:
@@ -278,6 +337,70 @@ def methods(arguments: Sequence[str]) -> None:
         width = max(map(len, METHODS))
         for name, method in METHODS.items():
             print(f"{name:<{width}}  {method.summary}")
+
+
+def models(arguments: Sequence[str]) -> None:
+    """list the models that have a name"""
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print("usage: t2i-rl models")
+        return
+    if arguments:
+        raise UserError(f"t2i-rl models lists all models and takes nothing: leave out {arguments[0]}")
+    rows = [("name", "family", "grid or scales", "guidance", "licence", "from")]
+    for entry in MODELS.values():
+        source = "shipped" if entry.source == str(TINY) else entry.source
+        rows.append((entry.name, str(entry.family), entry.grid, str(entry.guidance), entry.licence, source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def export(arguments: Sequence[str]) -> None:
+    """merge adapters into their base, or write a Janus in DeepSeek's or transformers' format"""
+    wanted = parse(Export, arguments, "export")
+    entry = find_model(wanted.model)
+    merging = is_adapter(entry.source)
+    if wanted.format is None and not merging:
+        raise UserError(f"{wanted.model} has no adapters to merge: name a --format, deepseek or transformers")
+    if entry.family not in (None, "janus"):
+        raise UserError(f"{wanted.model} is a {entry.family} model: only Janus has two formats")
+    import torch
+
+    from models.export import convert, merge
+    from t2i_rl.outputs import whole_folder
+
+    with whole_folder(wanted.out) as folder:
+        if merging:
+            merge(entry.source, folder, getattr(torch, wanted.dtype), wanted.format)
+        elif wanted.format is not None:
+            convert(entry.source, folder, wanted.format)
+    print(f"{wanted.out}: {wanted.model}" + (f" in {wanted.format} format" if wanted.format else ", merged"))
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """say what a run would need: memory per GPU, whether it fits, the least time of a step"""
+    wanted = parse(PlanConfig, arguments, "plan")
+    find_model(wanted.model)
+    from models.architectures import architecture
+    from t2i_rl.plan import report
+
+    print("\n".join(report(architecture(wanted.model), wanted)))
+
+
+def check(arguments: Sequence[str]) -> None:
+    """look whether a checkpoint is whole and computes what it should"""
+    wanted = parse(Check, arguments, "check")
+    policy, sampling = wanted.load()
+    from t2i_rl.check_model import Finding, findings
+
+    wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    wrong = 0
+    print(Finding("files", True, f"{wanted.model} is loaded"), flush=True)
+    for finding in findings(policy, wanted.model, sampling, wanted.seed, wanted.out):
+        print(finding, flush=True)
+        wrong += not finding.fine
+    if wrong:
+        raise UserError(f"{wanted.model} is not what it should be: {wrong} of the checks above say why")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -317,5 +440,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "generate": generate,
     "eval": evaluate,
     "heatmap": heatmap,
+    "serve": serve,
     "methods": methods,
+    "models": models,
+    "plan": plan,
+    "check": check,
+    "export": export,
 }

@@ -1,6 +1,6 @@
-"""The configuration of a training run: one tree of frozen dataclasses, and the presets that fill it.
+"""The configuration of a training run: one tree of frozen dataclasses.
 
-Precedence: flag > run file (TOML or JSON) > preset. What a run used is written into its folder as
+Precedence: flag > run file (TOML or JSON) > preset (`t2i_rl.presets`). What a run used is written into its folder as
 `config.json` and read back on resume. Nothing here imports torch: `--help` stays fast.
 """
 
@@ -11,9 +11,25 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
 
 from t2i_rl.errors import UserError
+
+LogProb = Literal["cond", "cfg"]
+RewardOrder = Literal["sum-then-normalize", "normalize-then-sum"]
+# One text of the form that rewards.registry reads; on the command line its words need no quotes.
+RewardSpecification = Annotated[
+    str,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME[:WEIGHT][@ADDRESS,...] ...",
+        instance_from_str=" ".join,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=str.split,
+    ),
+]
 
 # What may differ between a run and its continuation, and where it lies.
 FREE = ("out", "steps", "device")
@@ -33,12 +49,14 @@ class Sampling:
         temperature: divides the guided logits; 0 takes the most likely token.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens up to this total probability; 1 keeps all.
+        negative_prompt: what guidance leads away from; nothing: the model's unconditional branch.
     """
 
     guidance_scale: float = 5.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    negative_prompt: Annotated[str, tyro.conf.arg(prefix_name=False)] = ""
 
     def __post_init__(self) -> None:
         _check("guidance-scale", self.guidance_scale, math.isfinite(self.guidance_scale), "finite")
@@ -55,17 +73,20 @@ class RolloutConfig:
         prompts_per_step: P, prompts in a step.
         group_size: G, images per prompt.
         micro_batch: prompts sampled at once; only memory and speed depend on it.
+        resample_rounds: how often a method that samples further prompts, for groups that teach nothing, may do so.
     """
 
     prompts_per_step: int = 8
     group_size: int = 8
     micro_batch: int = 8
     sampling: Sampling = Sampling()
+    resample_rounds: int = 4
 
     def __post_init__(self) -> None:
         _check("rollout.prompts-per-step", self.prompts_per_step, self.prompts_per_step >= 1, "at least 1")
         _check("rollout.group-size", self.group_size, self.group_size >= 2, "at least 2, to compare images in a group")
         _check("rollout.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+        _check("rollout.resample-rounds", self.resample_rounds, self.resample_rounds >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -82,6 +103,11 @@ class UpdateConfig:
         final_ratio: what a schedule that falls leaves of the learning rate.
         updates_per_rollout: optimizer steps on the same rollout; more than one uses clipped ratios.
         micro_batch: images per forward and backward pass; only memory and speed depend on it.
+        log_prob: which distribution is updated: the conditional one (cond), or the guided one that images are drawn
+            from (cfg); see t2i_rl/logprobs.py.
+        unconditional_gradient: in mode cfg, whether the unconditional branch of the mixture receives gradient.
+        gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: less
+            memory, a third more time.
     """
 
     learning_rate: float = 5e-6
@@ -93,6 +119,9 @@ class UpdateConfig:
     final_ratio: float = 0.05
     updates_per_rollout: int = 1
     micro_batch: int = 32
+    log_prob: LogProb = "cond"
+    unconditional_gradient: bool = True
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         _check("update.learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
@@ -104,6 +133,25 @@ class UpdateConfig:
         repeats = self.updates_per_rollout
         _check("update.updates-per-rollout", repeats, repeats >= 1, "at least 1")
         _check("update.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of the whole model (needs peft: pip install 't2i-rl[lora]').
+
+    Attributes:
+        rank: of the adapters; 0 trains the model itself.
+        alpha: the adapters' product is scaled by alpha / rank.
+        targets: names of the linear layers in each transformer layer that get one, such as q_proj v_proj; nothing: all.
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check("lora.rank", self.rank, self.rank >= 0, "0 or more")
+        _check("lora.alpha", self.alpha, 0 < self.alpha < math.inf, "above 0")
 
 
 @dataclass(frozen=True)
@@ -147,6 +195,8 @@ class CheckpointConfig:
 class TrainConfig:
     """A training run. Flags win over the run file, which wins over the preset of the model, reward and method.
 
+    --preset NAME: a preset by its name, such as janus-pro-7b-geneval-cfg; a name that is not there lists them.
+
     --config FILE: the run file, TOML or JSON, with settings by the names below.
 
     --resume RUN: continue a run instead; see t2i-rl train --resume RUN --help.
@@ -154,28 +204,42 @@ class TrainConfig:
     Attributes:
         model: a registered name, a checkpoint folder or a hub id.
         method: how tokens are credited and the policy updated: grpo, cfg, critical.
-        reward: what scores an image.
+        reward: what scores an image: one reward, or several with weights (geneval:1.0 hpsv2:0.5), in this process or
+            where it is served (shapes@http://127.0.0.1:8100).
+        reward_weights: parts of the reward by name (or total) and their weights, to train on their weighted sum;
+            nothing: on the total.
+        reward_order: whether the parts are summed and then compared inside the group, or the reverse.
         prompts: the training prompts: shapes:train, or a .jsonl or .txt file.
         heldout: the prompts of the periodic evaluation, likewise.
         steps: rollouts in the whole run.
         seed: of the noise and of the order of the prompts.
         out: the run folder; it must not exist.
-        dtype: of the weights and of AdamW's moments (whose epsilon float16 would round to 0).
+        contrast_prompt: what methods that measure the prompt's influence compare it with, "" being the unconditional
+            branch; if not given, what guidance leads away from.
+        dtype: of the weights and of AdamW's moments (whose epsilon float16 would round to 0). There are no float32
+            master weights beside bfloat16 ones: steps below about 1/256 of a weight are lost. Adapters are float32.
+        trainable: which parameters the update changes, as a regular expression that their names contain, such as
+            language_model|generation_head; nothing: the model family's own, the transformer.
         device: where everything runs, such as cpu or cuda.
     """
 
     model: str = "tiny"
     method: str = "cfg"
-    reward: str = "shapes"
+    reward: RewardSpecification = "shapes"
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    reward_order: RewardOrder = "sum-then-normalize"
     prompts: str = "shapes:train"
     heldout: str = "shapes:heldout"
     steps: int = 100
     seed: int = 0
     out: Path = Path("runs/train")
+    contrast_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    trainable: str = ""
     device: str = "cpu"
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -184,25 +248,60 @@ class TrainConfig:
         _check("seed", self.seed, self.seed >= 0, "0 or more")
         temperature = self.rollout.sampling.temperature
         _check("rollout.sampling.temperature", temperature, temperature > 0, "above 0 in training")
+        weights = self.reward_weights
+        _check("reward-weights", weights, all(map(math.isfinite, weights.values())), "names with finite numbers")
 
 
-TINY = TrainConfig(
-    steps=100,
-    rollout=RolloutConfig(sampling=Sampling(guidance_scale=3.0)),
-    update=UpdateConfig(learning_rate=3e-4, warmup_steps=2, schedule="constant"),
-    evaluation=EvaluationConfig(every=25, images_per_tag=32, batch=96),
-    checkpoint=CheckpointConfig(every=25),
-)
-# Presets by (model, reward, method): a run without flags of its own.
-PRESETS: dict[tuple[str, str, str], TrainConfig] = {
-    ("tiny", "shapes", method): dataclasses.replace(TINY, method=method) for method in ("grpo", "cfg", "critical")
-}
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What a run would need: parameters, memory per GPU, whether it fits, the least seconds of a step.
 
+    Attributes:
+        model: a registered name; nothing is downloaded.
+        gpus: that share the run.
+        memory_gb: of each, in 10^9 bytes.
+        bandwidth_gbs: of its memory, 10^9 bytes a second at peak (an H100 SXM's, if not given).
+        tflops: 10^12 operations a second at peak, in the run's precision, without sparsity.
+        dtype: of the weights and of AdamW's moments.
+        prompts_per_step: P, prompts in a step.
+        group_size: G, images per prompt.
+        rollout_batch: prompts sampled at once on a GPU.
+        update_batch: images per forward and backward pass on a GPU.
+        prompt_tokens: of a prompt with its template.
+        reference: whether the method compares with the model that the run began with.
+        gradient_checkpointing: as in training.
+        lora_rank: of adapters on every linear layer; 0 trains the model itself.
+    """
 
-def preset(model: str, reward: str, method: str) -> TrainConfig:
-    """The preset of a combination, or the defaults with these names where there is none."""
-    default = TrainConfig(model=model, reward=reward, method=method)
-    return PRESETS.get((model, reward, method), default)
+    model: str
+    gpus: int = 1
+    memory_gb: float = 80
+    bandwidth_gbs: float = 3350
+    tflops: float = 989
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    prompts_per_step: int = 8
+    group_size: int = 8
+    rollout_batch: int = 1
+    update_batch: int = 4
+    prompt_tokens: int = 40
+    reference: bool = True
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "prompts_per_step", "group_size", "rollout_batch", "update_batch", "prompt_tokens"):
+            _check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("memory_gb", "bandwidth_gbs", "tflops"):
+            _check(name.replace("_", "-"), getattr(self, name), getattr(self, name) > 0, "above 0")
+        _check("lora-rank", self.lora_rank, self.lora_rank >= 0, "0 or more")
+
+    @property
+    def prompts_per_gpu(self) -> int:
+        return math.ceil(self.prompts_per_step / self.gpus)
+
+    @property
+    def images_per_gpu(self) -> int:
+        return self.prompts_per_gpu * self.group_size
 
 
 def to_json(config: TrainConfig) -> str:
@@ -215,7 +314,8 @@ def fixed(config: TrainConfig) -> dict[str, Any]:
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         leaves: dict[str, Any] = {}
         for name, value in tree.items():
-            leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+            nested = isinstance(value, dict) and value
+            leaves |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
         return leaves
 
     return {name: value for name, value in flat(json.loads(to_json(config))).items() if name not in FREE}
@@ -256,10 +356,20 @@ def _converted(value: Any, wanted: Any, where: str) -> Any:
         if value not in choices:
             raise UserError(f"{where} is {value!r}: choose one of {', '.join(choices)}")
         return value
+    if get_origin(wanted) is tuple and choices[-1] is ...:
+        if not isinstance(value, list):
+            raise UserError(f"{where} is {value!r}: it has to be a list")
+        return tuple(_converted(item, choices[0], where) for item in value)
     if get_origin(wanted) is tuple:
         if not isinstance(value, list) or len(value) != len(choices):
             raise UserError(f"{where} is {value!r}: it has to be a list of {len(choices)} numbers")
         return tuple(_converted(item, kind, where) for item, kind in zip(value, choices, strict=True))
+    if get_origin(wanted) is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is {value!r}: it has to hold named numbers")
+        return {str(name): _converted(item, choices[1], f"{where}, {name}") for name, item in value.items()}
+    if type(None) in choices:  # an optional setting
+        return None if value is None else _converted(value, choices[0], where)
     if wanted is Path and isinstance(value, str):
         return Path(value)
     if wanted is float and type(value) is int:

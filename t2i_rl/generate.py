@@ -21,7 +21,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.noise import occurrences
 from t2i_rl.outputs import whole_folder
 from t2i_rl.prompts import Prompt
-from t2i_rl.sampler import Noise, sample_group
+from t2i_rl.sampler import Noise, encode, sample_group
 
 SHEET_PROMPTS = 64  # the contact sheet shows this many prompts, the first ones
 CELL, MARGIN, CAPTION = 128, 8, 20  # pixels
@@ -55,7 +55,7 @@ def generate(
     size = max(1, batch // images_per_prompt)
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        condition = policy.encode([prompts[row] for row in chosen])
+        condition = encode(policy, [prompts[row] for row in chosen], sampling.negative_prompt)
         noise = Noise(seed, occurrences=[numbers[row] for row in chosen])
         images = sample_group(policy, condition, images_per_prompt, sampling, noise).images(policy)
         pixels = images.permute(0, 1, 3, 4, 2).cpu().numpy()

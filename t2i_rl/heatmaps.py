@@ -30,7 +30,7 @@ from t2i_rl.credit.guidance import GuidanceContrast
 from t2i_rl.errors import UserError
 from t2i_rl.logprobs import score
 from t2i_rl.outputs import whole_folder
-from t2i_rl.sampler import Noise, sample_group
+from t2i_rl.sampler import Noise, encode, sample_group
 from t2i_rl.tokenmaps import entropy_gradient, similarity
 
 CLASSES = ("not updated", "initial", "structure", "similarity")  # the codes of the map `critical`
@@ -120,7 +120,8 @@ def token_maps(
         )
     contrast, critical, layout = GuidanceContrast(), CriticalTokens(), policy.layout
     names = (*contrast.statistics, *critical.statistics)
-    rollout = sample_group(policy, policy.encode([prompt]), group_size, sampling, Noise(seed), names)
+    condition = encode(policy, [prompt], sampling.negative_prompt)
+    rollout = sample_group(policy, condition, group_size, sampling, Noise(seed), names)
     embeddings = policy.token_embeddings(rollout.tokens[0], "lm_input")[None]
     entropy = rollout.statistics["entropy"]
     found = {

@@ -1,4 +1,20 @@
-"""Log-probabilities of sampled tokens under teacher forcing, computed so that memory does not grow with V."""
+"""Scoring sampled tokens under teacher forcing, computed so that memory does not grow with V.
+
+The log-prob mode says which distribution is scored, for the old, the new and the reference policy alike:
+
+- `cond` (as in every released trainer): the conditional one, at temperature 1, whole. Its bias: images are drawn from
+  the guided mixture, so the tokens are not samples of the distribution that the update moves. The gradient is that of
+  another objective, the true importance ratio between the two is left out, and with one update per rollout nothing in
+  the metrics shows it. It costs one branch.
+- `cfg`: the mixture that was drawn from, with its guidance at every block, temperature, top-k and top-p. Unbiased, for
+  a second branch. The gradient of the mixture `u + g (c - u)` reaches the weights through both branches; it may be
+  stopped in the unconditional one.
+
+Where guidance is 1 at temperature 1 without top-k and top-p, the two are the same.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -6,42 +22,145 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from models.policy import Condition, Policy
+from t2i_rl.config import LogProb, Sampling
+from t2i_rl.credit import CONTRASTS
+from t2i_rl.distribution import filtered, mix, token_guidance
+from t2i_rl.objectives import Replay
+from t2i_rl.rollout import Rollout
+from t2i_rl.statistics import STATISTICS, StepLogits, entropy, kl_divergence
 
 CHUNK = 4096  # tokens whose V logits exist at once
 
 
-def token_log_probs(
-    policy: Policy, hidden: Float[Tensor, "R N D"], tokens: Int[Tensor, "R N"], chunk: int = CHUNK
-) -> Float[Tensor, "R N"]:
-    """`log_softmax(head(hidden))` at the tokens, float32; each chunk's logits are recomputed in backward."""
+@dataclass(frozen=True)
+class Scoring:
+    """Which distribution gives a token its log-probability: the mode, how the token was drawn, the gradient's way."""
 
-    def piece(states: Tensor, chosen: Tensor) -> Tensor:
-        return policy.head(states).log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
-
-    parts = zip(hidden.flatten(0, 1).split(chunk), tokens.flatten().split(chunk), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([piece(*part) for part in parts]).view_as(tokens)
-    pieces = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
-    return torch.cat(pieces).view_as(tokens)
+    mode: LogProb = "cond"
+    sampling: Sampling = field(default_factory=Sampling)
+    unconditional_gradient: bool = True
 
 
-def score(policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"]) -> Float[Tensor, "R N"]:
-    """Conditional log-probability of every token: what old, new and reference policies are compared by.
+CONDITIONAL = Scoring()
 
-    The images were drawn from the guided distribution; as in the released trainers, the conditional one is
-    what the update moves (the log-prob mode `cond`).
+
+def replay(
+    policy: Policy,
+    condition: Condition,
+    tokens: Int[Tensor, "R N"],
+    scoring: Scoring = CONDITIONAL,
+    with_entropy: bool = False,
+    reference: Policy | None = None,
+    chunk: int = CHUNK,
+) -> Replay:
+    """Log-probability of every token; if asked, the distribution's entropy and its exact KL to the reference's.
+
+    Float32, with gradient. Each chunk's logits are recomputed in backward.
     """
-    return token_log_probs(policy, policy.hidden(condition, tokens, branches=1)[0], tokens)
+    hidden, guidance = _states(policy, condition, tokens, scoring)
+    states = [hidden]
+    if reference is not None:
+        with torch.no_grad():
+            states.append(_states(reference, condition, tokens, scoring)[0])
+
+    def piece(chosen: Tensor, factor: Tensor, own: Tensor, others: Tensor | None = None) -> Tensor:
+        log_p = _log_distribution(policy, own, chosen, factor, scoring)
+        found = [log_p.gather(-1, chosen[:, None])[:, 0]]
+        if with_entropy:
+            found.append(entropy(log_p))
+        if reference is not None and others is not None:
+            with torch.no_grad():
+                log_q = _log_distribution(reference, others, chosen, factor, scoring)
+            found.append(kl_divergence(log_p, log_q))
+        return torch.stack(found)
+
+    flat = [tokens.flatten(), guidance.repeat(len(tokens)), *(part.flatten(1, 2) for part in states)]
+    parts = zip(*(part.split(chunk, dim=max(0, part.ndim - 2)) for part in flat), strict=True)
+    if torch.is_grad_enabled():
+        pieces = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
+    else:
+        pieces = [piece(*part) for part in parts]
+    lp, *others = torch.cat(pieces, -1).unflatten(-1, tokens.shape)
+    return Replay(
+        lp,
+        entropy=others[0] if with_entropy else None,
+        kl=others[-1] if reference is not None else None,
+    )
+
+
+def _states(
+    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], scoring: Scoring
+) -> tuple[Float[Tensor, "K R N D"], Float[Tensor, " N"]]:
+    """The states of the branches that the mode needs, and the guidance that mixes them."""
+    guidance = token_guidance(policy, scoring.sampling) if scoring.mode == "cfg" else None
+    hidden = policy.hidden(condition, tokens, branches=1 if guidance is None else 2)
+    return hidden, torch.ones(tokens.shape[1], device=hidden.device) if guidance is None else guidance
+
+
+def _log_distribution(
+    policy: Policy,
+    states: Float[Tensor, "K T D"],
+    tokens: Int[Tensor, " T"],
+    guidance: Float[Tensor, " T"],
+    scoring: Scoring,
+) -> Float[Tensor, "T V"]:
+    if scoring.mode == "cond":
+        return policy.head(states[0]).log_softmax(-1)
+    conditional, *unconditional = policy.head(states)
+    null = unconditional[0] if unconditional else None
+    if null is not None and not scoring.unconditional_gradient:
+        null = null.detach()
+    return filtered(mix(conditional, null, guidance[:, None]), scoring.sampling, keep=tokens).log_softmax(-1)
+
+
+def score(
+    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], scoring: Scoring = CONDITIONAL
+) -> Float[Tensor, "R N"]:
+    """Log-probability of every token: what old, new and reference policies are compared by."""
+    return replay(policy, condition, tokens, scoring).lp
 
 
 @torch.no_grad()
 def score_in_parts(
-    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], micro_batch: int
+    policy: Policy,
+    condition: Condition,
+    tokens: Int[Tensor, "R N"],
+    micro_batch: int,
+    scoring: Scoring = CONDITIONAL,
 ) -> Float[Tensor, "R N"]:
     """`score` without gradient, in the micro-batches of the update, so that equal weights give equal bits."""
     return torch.cat(
-        [score(policy, condition.take(rows), tokens[rows]) for rows in micro_batches(len(tokens), micro_batch)]
+        [score(policy, condition.take(rows), tokens[rows], scoring) for rows in micro_batches(len(tokens), micro_batch)]
     )
+
+
+@torch.no_grad()
+def measure(
+    policy: Policy, rollout: Rollout, sampling: Sampling, names: Collection[str], micro_batch: int
+) -> dict[str, Float[Tensor, "P G N"]]:
+    """The named statistics of a rollout under any policy or condition: teacher-forced, what the sampler measures.
+
+    micro_batch: prompts in one pass.
+    """
+    guidance = token_guidance(policy, sampling)
+    branches = 2 if guidance is not None or CONTRASTS & {*names} else 1
+    measured: dict[str, list[Tensor]] = {name: [] for name in names}
+    for prompts in micro_batches(len(rollout.prompts), micro_batch):
+        part = rollout.take(prompts)
+        tokens = part.tokens.flatten(0, 1)
+        hidden = policy.hidden(part.row_condition, tokens, branches)
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for places in micro_batches(tokens.shape[1], max(1, CHUNK // len(tokens))):
+            at = slice(places.start, places.stop)
+            logits = policy.head(hidden[:, :, at])
+            conditional, unconditional = logits[0], logits[1] if branches == 2 else None
+            mixed = conditional if guidance is None else mix(conditional, unconditional, guidance[at, None])
+            step = StepLogits(conditional, unconditional, mixed, tokens[:, at], rollout.group_size, sampling)
+            for name in names:
+                found[name].append(STATISTICS[name](step))
+        for name in names:
+            measured[name].append(torch.cat(found[name], -1).unflatten(0, part.tokens.shape[:2]))
+    return {name: torch.cat(parts) for name, parts in measured.items()}
 
 
 def micro_batches(rows: int, size: int) -> list[range]:

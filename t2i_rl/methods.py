@@ -9,12 +9,19 @@ from __future__ import annotations
 import inspect
 import sys
 import textwrap
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
-from jaxtyping import Bool, Float
-
-from t2i_rl.advantages import AdvantageRule, LeaveOneOut, Scale, ValueAnchored, VirtualBest, WinRate
+from t2i_rl.advantages import (
+    AdvantageRule,
+    BestOfGroup,
+    EntropyReward,
+    LeaveOneOut,
+    Scale,
+    ValueAnchored,
+    VirtualBest,
+    WinRate,
+)
 from t2i_rl.baselines import Tracker
 from t2i_rl.choices import check_choice
 from t2i_rl.credit import CreditRule, UniformCredit
@@ -25,19 +32,22 @@ from t2i_rl.credit.gtpo import ConflictingTokens
 from t2i_rl.credit.guidance import GuidanceContrast
 from t2i_rl.credit.oar import ReshapedImportance
 from t2i_rl.credit.position import EarlyTokens, SlidingWindow
-from t2i_rl.credit.product import TeachingGroups
+from t2i_rl.credit.product import Product
 from t2i_rl.credit.stage import DissimilarTokens
 from t2i_rl.credit.tw import DivergentPositions
 from t2i_rl.credit.ucas import UncertaintyShaping
 from t2i_rl.credit.vppo import PerceptiveTokens
 from t2i_rl.errors import UserError
-from t2i_rl.objectives import Denominators, Loss, Objective, policy_loss
+from t2i_rl.objectives import Denominators, Loss, Objective, Replay, Rows, policy_loss
 from t2i_rl.surrogates import Cispo, Clipped, Dcpo, Dhpo, DualClipped, Regression, Sapo, TwoSided
+from t2i_rl.variants import base_name, settings_of, varied
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from models.policy import TokenLayout
+
+
+FilterZeroStd = Literal["off", "drop", "resample"]
+Source = Literal["rollout", "current"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,11 @@ class Method:
     credit: which tokens are updated, and how strongly.
     objective: the loss.
     dynamic: a weight that follows the policy during the update and multiplies the credit's.
+    entropy_reward: a bonus on verifiable rewards, those that give a strict verdict beside the score.
+    filter_zero_std: whether groups of equal rewards, which teach nothing, stay in the update with their KL (`off`),
+        leave it (`drop`), or are replaced by the groups of further prompts (`resample`).
+    source: whose statistics the credit sees in the second and later updates of a rollout: still those of the policy
+        that sampled (`rollout`), or those of the `current` one, for a pass more per update.
     """
 
     name: str
@@ -56,41 +71,39 @@ class Method:
     credit: CreditRule = field(default_factory=UniformCredit)
     objective: Objective = field(default_factory=Objective)
     dynamic: DynamicWeight | None = None
+    entropy_reward: EntropyReward | None = None
+    filter_zero_std: FilterZeroStd = "off"
+    source: Source = "rollout"
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, str):
             check_choice(f"method {self.name}", "scale", self.scale, Scale)
+        check_choice(f"method {self.name}", "filter_zero_std", self.filter_zero_std, FilterZeroStd)
+        check_choice(f"method {self.name}", "source", self.source, Source)
         if self.dynamic is not None and self.objective.denominator == "weight":
             raise UserError(
                 f"method {self.name}: a dynamic weight has no sum before the update: choose another denominator"
             )
+        if self.filter_zero_std != "off" and isinstance(self.scale, VirtualBest | ValueAnchored | Tracker):
+            raise UserError(
+                f"method {self.name}: {type(self.scale).__name__} learns from groups of equal rewards: "
+                "set filter_zero_std to off"
+            )
+        if self.source == "current" and not self.credit.statistics:
+            raise UserError(f"method {self.name}: its credit looks at no statistics: set source to rollout")
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the reference's log-probabilities are needed: for the KL, and for the dynamic weight at any beta."""
-        return self.objective.beta > 0 or self.dynamic is not None
+        """Whether there has to be a reference: for the KL, and at any beta for the dynamic weight or entropy reward."""
+        return self.objective.beta > 0 or self.dynamic is not None or self.entropy_reward is not None
 
-    def loss(
-        self,
-        lp: Float[Tensor, "*rows N"],
-        old: Float[Tensor, "*rows N"] | None,
-        ref: Float[Tensor, "*rows N"] | None,
-        advantages: Float[Tensor, "*rows"] | Float[Tensor, "*rows N"],
-        weight: Float[Tensor, "*rows N"],
-        mask: Bool[Tensor, "*rows N"],
-        denominators: Denominators,
-        kl_weight: Float[Tensor, "*rows N"] | None = None,
-        layout: TokenLayout | None = None,
-        divergence: Float[Tensor, "*rows N"] | None = None,
-        entropy: Float[Tensor, "*rows N"] | None = None,
-    ) -> Loss:
+    def loss(self, replay: Replay, rows: Rows, denominators: Denominators, layout: TokenLayout | None = None) -> Loss:
         """`t2i_rl.objectives.policy_loss` of this method, with its dynamic weight."""
-        if self.needs_reference and ref is None and (divergence is None or self.dynamic is not None):
-            raise ValueError(f"method {self.name} needs the reference's log-probabilities")
-        if self.dynamic is not None and ref is not None:
-            weight = weight * self.dynamic(lp, ref)
-        data = lp, old, ref, advantages, weight, mask
-        return policy_loss(*data, self.objective, denominators, kl_weight, layout, divergence, entropy)
+        if self.dynamic is not None:
+            if rows.ref is None:
+                raise ValueError(f"method {self.name} needs the reference's log-probabilities")
+            rows = replace(rows, weight=rows.weight * self.dynamic(replay.lp, rows.ref, layout))
+        return policy_loss(replay, rows, self.objective, denominators, layout)
 
 
 SCALES = {
@@ -127,9 +140,10 @@ METHODS = {
         Method(
             name="cfg-released",
             summary="cfg as released: sampled k3, power weights of mean 1, weighted mean, KL halved where weights are "
-            "large; without the entropy reward",
+            "large, entropy reward",
             credit=GuidanceContrast(statistic="k3", normalize="power", kl_reweight=True),
             objective=Objective(beta=0.03, denominator="weight"),
+            entropy_reward=EntropyReward(),
         ),
         Method(
             name="critical-released",
@@ -145,12 +159,30 @@ METHODS = {
             objective=Objective(beta=0.01, denominator="tokens"),
             dynamic=DynamicWeight(form="linear", detach=False),
         ),
+        Method(
+            name="cfg-critical",
+            summary="both papers at once: the critical tokens alone, weighted by guidance contrast",
+            credit=Product((GuidanceContrast(), CriticalTokens())),
+            objective=Objective(beta=0.01),
+        ),
+        # What the scoring pass computes over the whole vocabulary.
+        Method(
+            name="grpo-full-kl",
+            summary="grpo with the exact KL over the vocabulary in place of its estimate from the sampled token",
+            objective=Objective(beta=0.01, kl="full"),
+        ),
+        Method(
+            name="grpo-entropy",
+            summary="grpo with a bonus for the entropy of the predictions, exact over the vocabulary",
+            objective=Objective(beta=0.01, entropy_bonus=0.001),
+        ),
         # Surrogates: they differ from GRPO only with several updates per rollout.
         Method(
             name="dapo",
-            summary="DAPO: a higher upper bound, no KL, groups that teach nothing dropped (arXiv:2503.14476, eq. 8)",
-            credit=TeachingGroups(),
+            summary="DAPO: a higher upper bound, no KL, other prompts for groups that teach nothing "
+            "(arXiv:2503.14476, eqs. 8 to 11)",
             objective=Objective(Clipped(0.2, 0.28)),
+            filter_zero_std="resample",
         ),
         Method(
             name="dr-grpo",
@@ -221,6 +253,12 @@ METHODS = {
             objective=Objective(beta=0.01),
         ),
         Method(
+            name="best-of-group",
+            summary="in the manner of pass@k: only the best image earns, by its lead over the second",
+            scale=BestOfGroup(),
+            objective=Objective(beta=0.01),
+        ),
+        Method(
             name="ngrpo",
             summary="NGRPO: a virtual best image joins the group; failures are clipped sooner (arXiv:2509.18851)",
             scale=VirtualBest(),
@@ -255,6 +293,7 @@ METHODS = {
             summary="STAGE: tokens alike in good and bad images earn less, and are held less (arXiv:2509.25027)",
             credit=DissimilarTokens(),
             objective=Objective(beta=0.01, denominator="weight"),
+            entropy_reward=EntropyReward(),
         ),
         Method(
             name="vppo",
@@ -326,10 +365,14 @@ METHODS = {
 
 
 def find_method(name: str) -> Method:
-    """The method of that name."""
-    if name not in METHODS:
-        raise UserError(f"there is no method {name!r}: choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    """The method of that name, or the variant that it spells out: `cfg[credit.statistic=k3]` (`t2i_rl.variants`)."""
+    base, settings = base_name(name), settings_of(name)
+    if base not in METHODS:
+        raise UserError(f"there is no method {base!r}: choose one of {', '.join(METHODS)}")
+    if not settings:
+        return METHODS[base]
+    summary = f"{base} with " + ", ".join(f"{path} = {value}" for path, value in settings.items())
+    return varied(replace(METHODS[base], name=name, summary=summary), settings, METHODS, name)
 
 
 def describe(method: Method) -> str:
@@ -347,6 +390,12 @@ def describe(method: Method) -> str:
         parts.append(("entropy", f"{objective.entropy_bonus} * mean entropy, taken from the loss"))
     if method.dynamic is not None:
         parts.insert(2, ("times", _about(method.dynamic)))
+    if method.entropy_reward is not None:
+        parts.insert(0, ("reward", _about(method.entropy_reward)))
+    if method.filter_zero_std != "off":
+        parts.append(("if equal", _FILTER[method.filter_zero_std]))
+    if method.source == "current":
+        parts.append(("source", "statistics are measured again before every further update of a rollout"))
     if method.credit.statistics:
         parts.append(("measured", ", ".join(method.credit.statistics)))
     lines = [f"{method.name}: {method.summary}"]
@@ -366,6 +415,10 @@ def _paper(rule: CreditRule) -> str:
     return "" if isinstance(rule, UniformCredit) else f"\n\n{inspect.getdoc(sys.modules[type(rule).__module__])}"
 
 
+_FILTER = {
+    "drop": "leave the update, with their KL",
+    "resample": "leave the update, and further prompts are sampled in their place",
+}
 _RATIO = {
     "token": "of the token",
     "row": "geometric mean over a picture row",

@@ -8,11 +8,13 @@ and the surrogate of the ratio and the advantage (`t2i_rl.surrogates`). Clipped 
 estimate of the KL are GRPO (arXiv:2402.03300, eqs. 3 and 4).
 
 Denominators are those of the whole update batch, taken once: the loss of some rows is their part of the whole, so
-micro-batches of any split add up. Log-probabilities are float32, conditional, at temperature 1.
+micro-batches of any split add up. Log-probabilities are float32, of the distribution that the log-prob mode names
+(`t2i_rl.logprobs`).
 """
 
 from __future__ import annotations  # with TYPE_CHECKING: the command line reads Objective without importing torch
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -84,6 +86,58 @@ class Denominators:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """What the scoring pass says of some rows' tokens under the current policy, with gradient.
+
+    lp: log-probability of the sampled token.
+    entropy: of the whole distribution, in nats, for the entropy bonus.
+    kl: KL(policy || reference), exact over the vocabulary, in nats, for the form `full`.
+    """
+
+    lp: Float[Tensor, "*rows N"]
+    entropy: Float[Tensor, "*rows N"] | None = None
+    kl: Float[Tensor, "*rows N"] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of some rows (images) before the current policy is asked.
+
+    advantages: of the images, or token by token.
+    weight: factor of the policy term; may carry gradient (the undetached running weight of `t2i_rl.credit.critical`).
+    mask: the tokens that are updated.
+    old: log-probabilities under the policy that sampled; None: the policy itself, one update per rollout.
+    ref: those under the reference; None: there is none, and beta must be 0.
+    kl_weight: factor of the KL at every token.
+    """
+
+    advantages: Float[Tensor, "*rows"] | Float[Tensor, "*rows N"]
+    weight: Float[Tensor, "*rows N"]
+    mask: Bool[Tensor, "*rows N"]
+    old: Float[Tensor, "*rows N"] | None = None
+    ref: Float[Tensor, "*rows N"] | None = None
+    kl_weight: Float[Tensor, "*rows N"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        credit: TokenCredit,
+        advantages: Float[Tensor, "P G"],
+        old: Float[Tensor, "R N"] | None,
+        ref: Float[Tensor, "R N"] | None,
+    ) -> Rows:
+        """The images of all groups, prompt-major."""
+        earned = advantages if credit.advantages is None else credit.advantages
+        kl_weight = None if credit.kl is None else credit.kl.flatten(0, 1)
+        return cls(earned.flatten(0, 1), credit.weight.flatten(0, 1), credit.mask.flatten(0, 1), old, ref, kl_weight)
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Only these rows."""
+        optional = (None if value is None else value[rows] for value in (self.old, self.ref, self.kl_weight))
+        return Rows(self.advantages[rows], self.weight[rows], self.mask[rows], *optional)
+
+
+@dataclass(frozen=True)
 class Loss:
     """The part that some rows have in the loss of the batch, and, detached, in its metrics.
 
@@ -128,7 +182,7 @@ def kl_terms(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"], form: KL) 
     sampled tokens: it is `t2i_rl.statistics.kl_divergence` of the two distributions, and raises ValueError here.
     """
     if form == "full":
-        raise ValueError("the full KL needs both distributions over the vocabulary: pass its values as `divergence`")
+        raise ValueError("the full KL needs both distributions over the vocabulary: pass its values in the replay")
     if form == "k3":
         return k3(lp, ref)
     difference = lp - ref
@@ -136,47 +190,31 @@ def kl_terms(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"], form: KL) 
 
 
 def policy_loss(
-    lp: Float[Tensor, "*rows N"],
-    old: Float[Tensor, "*rows N"] | None,
-    ref: Float[Tensor, "*rows N"] | None,
-    advantages: Float[Tensor, "*rows"] | Float[Tensor, "*rows N"],
-    weight: Float[Tensor, "*rows N"],
-    mask: Bool[Tensor, "*rows N"],
-    objective: Objective,
-    denominators: Denominators,
-    kl_weight: Float[Tensor, "*rows N"] | None = None,
-    layout: TokenLayout | None = None,
-    divergence: Float[Tensor, "*rows N"] | None = None,
-    entropy: Float[Tensor, "*rows N"] | None = None,
+    replay: Replay, rows: Rows, objective: Objective, denominators: Denominators, layout: TokenLayout | None = None
 ) -> Loss:
     """The rows' part of the loss of the batch to which the denominators belong.
 
-    lp, old, ref: log-probabilities of the sampled tokens under the policy, under the policy that sampled them
-        (None: the policy itself, one update per rollout) and under the reference (None: beta must be 0).
-    advantages: of the images, or token by token.
-    weight: may carry gradient (the undetached running weight of `t2i_rl.credit.critical`).
-    kl_weight: factor of the KL at every token.
     layout: where rows and scales lie, for the units of those names.
-    divergence: the exact KL of every token, with gradient, for the form `full`.
-    entropy: of the policy at every token, with gradient, for the entropy bonus.
 
     No selected token gives a loss of 0 that is still connected to lp.
     """
-    if ref is None and divergence is None and objective.beta:
+    lp, mask = replay.lp, rows.mask
+    if objective.beta and rows.ref is None and replay.kl is None:
         raise ValueError(f"beta is {objective.beta}: the KL needs the reference's log-probabilities")
-    by_token = advantages if advantages.ndim == lp.ndim else advantages[..., None]
-    terms = objective.surrogate(moves(lp, old, mask, objective, layout), by_token)
+    by_token = rows.advantages if rows.advantages.ndim == lp.ndim else rows.advantages[..., None]
+    terms = objective.surrogate(moves(lp, rows.old, mask, objective, layout), by_token)
     # Images are never split, so each knows its own share of the mean.
     share = mask / mask.sum(-1, keepdim=True).clamp(min=1) if objective.denominator == "mean-of-rows" else mask
-    policy = mean(terms.loss * weight * share, denominators.policy)
+    policy = mean(terms.loss * rows.weight * share, denominators.policy)
+    divergence = replay.kl
     if divergence is None:
-        divergence = lp.new_zeros(lp.shape) if ref is None else kl_terms(lp, ref, objective.kl)
-    factor = share if kl_weight is None else share * kl_weight
+        divergence = lp.new_zeros(lp.shape) if rows.ref is None else kl_terms(lp, rows.ref, objective.kl)
+    factor = share if rows.kl_weight is None else share * rows.kl_weight
     value = policy + objective.beta * mean(divergence * factor, denominators.kl)
     if objective.entropy_bonus:
-        if entropy is None:
+        if replay.entropy is None:
             raise ValueError(f"the entropy bonus is {objective.entropy_bonus}: pass the entropy of the tokens")
-        value = value - objective.entropy_bonus * mean(entropy * share, denominators.kl)
+        value = value - objective.entropy_bonus * mean(replay.entropy * share, denominators.kl)
     return Loss(
         value=value,
         policy=policy.detach(),

@@ -13,7 +13,7 @@ from models.policy import Policy
 from t2i_rl.config import Sampling
 from t2i_rl.noise import occurrences
 from t2i_rl.prompts import Prompt
-from t2i_rl.sampler import Noise, sample_group
+from t2i_rl.sampler import Noise, encode, sample_group
 
 ROWS = 24  # of the grid over time; a longer run shows as many evaluations, evenly spaced
 
@@ -31,7 +31,8 @@ def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: 
     """One image per prompt, side by side."""
     texts = [prompt.text for prompt in prompts]
     noise = Noise(seed, occurrences=occurrences(texts))
-    images = sample_group(policy, policy.encode(texts), 1, sampling, noise).images(policy)[:, 0]
+    condition = encode(policy, texts, sampling.negative_prompt)
+    images = sample_group(policy, condition, 1, sampling, noise).images(policy)[:, 0]
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(np.concatenate(to_arrays(images.cpu().numpy()), axis=1)).save(path)
 

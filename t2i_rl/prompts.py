@@ -14,8 +14,7 @@ from t2i_rl import shapes_world
 from t2i_rl.errors import UserError
 
 SHAPES_SPLITS = {"shapes:train": "train", "shapes:heldout": "heldout"}
-
-
+REPEATS = 16  # of a rare tag's prompts
 UNTAGGED = "all"
 
 
@@ -42,15 +41,18 @@ def balanced(prompts: Sequence[Prompt], per_tag: int) -> list[Prompt]:
 def load_prompts(source: str) -> list[Prompt]:
     """Prompts of `shapes:train`, `shapes:heldout`, a `.jsonl` file or a `.txt` file.
 
-    The shapes world has 480 training prompts of one tag and 3 of another: theirs are repeated until all tags
-    are equally frequent.
+    The shapes world has 480 training prompts of one tag and 3 of another: the rarer ones come up to `REPEATS` times.
+    (Three prompts in a sixth of all groups would teach to draw those three.)
     A `.jsonl` line is an object with `prompt`; the whole object is the metadata. A `.txt` line is a
     prompt. Blank lines are skipped. Raises UserError with the file and the line.
     """
     if source in SHAPES_SPLITS:
         prompts = [Prompt(str(record["prompt"]), record) for record in shapes_world.prompts(SHAPES_SPLITS[source])]
-        most = max(Counter(map(tag_of, prompts)).values())
-        return balanced(prompts, most) if source == "shapes:train" else prompts
+        if source == "shapes:heldout":
+            return prompts
+        of_tag = Counter(map(tag_of, prompts))
+        most = max(of_tag.values())
+        return [prompt for prompt in prompts for _ in range(min(REPEATS, most // of_tag[tag_of(prompt)]))]
     path = Path(source)
     if path.suffix not in (".jsonl", ".txt"):
         raise UserError(f"unknown prompts {source!r}: give {', '.join(SHAPES_SPLITS)}, a .jsonl file or a .txt file")
@@ -94,3 +96,12 @@ def batch(prompts: int, step: int, size: int, seed: int) -> list[int]:
     epochs = {position // prompts for position in positions}
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(prompts) for epoch in epochs}
     return [int(orders[position // prompts][position % prompts]) for position in positions]
+
+
+def further_batch(prompts: int, step: int, attempt: int, size: int, seed: int) -> list[int]:
+    """Which prompts are drawn in the 1st, 2nd, ... attempt to replace some of a step's (counted from 0).
+
+    Drawn at random beside the epochs; a pure function of its arguments, like `batch`, and a larger size only goes on.
+    """
+    order = np.random.default_rng([seed, step, attempt]).permutation(prompts)
+    return [int(order[place % prompts]) for place in range(size)]

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from models.policy import Condition, Policy
+from t2i_rl.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Rollout:
         """The condition with one row per image, prompt-major."""
         return self.condition.repeat(self.group_size)
 
+    def take(self, prompts: Sequence[int]) -> "Rollout":
+        """Only the groups of these prompts."""
+        rows = list(prompts)
+        kept = {name: values[rows] for name, values in self.statistics.items()}
+        return Rollout(self.condition.take(rows), self.tokens[rows], kept)
+
     def images(self, policy: Policy) -> UInt8[Tensor, "P G 3 H W"]:
         """Decode the pixels."""
         return policy.decode(self.tokens.flatten(0, 1)).unflatten(0, self.tokens.shape[:2])
@@ -47,4 +54,39 @@ def concatenate(rollouts: Sequence[Rollout], condition: Condition) -> Rollout:
         condition,
         torch.cat([rollout.tokens for rollout in rollouts]),
         {name: torch.cat([rollout.statistics[name] for rollout in rollouts]) for name in names},
+    )
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Sampled groups and what their images earned.
+
+    records: the P prompts.
+    rewards: what is maximised.
+    parts: further numbers of the reward, by name.
+    """
+
+    records: tuple[Prompt, ...]
+    rollout: Rollout
+    rewards: Float[Tensor, "P G"]
+    parts: Mapping[str, Float[Tensor, "P G"]]
+
+    def take(self, prompts: Sequence[int]) -> "Groups":
+        """Only the groups of these prompts."""
+        rows = list(prompts)
+        return Groups(
+            tuple(self.records[row] for row in rows),
+            self.rollout.take(rows),
+            self.rewards[rows],
+            {name: values[rows] for name, values in self.parts.items()},
+        )
+
+
+def join(groups: Sequence[Groups], condition: Condition) -> Groups:
+    """Several batches as one; `condition` is that of all their prompts, in the same order."""
+    return Groups(
+        tuple(record for part in groups for record in part.records),
+        concatenate([part.rollout for part in groups], condition),
+        torch.cat([part.rewards for part in groups]),
+        {name: torch.cat([part.parts[name] for part in groups]) for name in groups[0].parts},
     )

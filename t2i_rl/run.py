@@ -17,10 +17,13 @@ from pathlib import Path
 import torch
 
 from models.errors import ModelError
-from models.registry import load
+from models.policy import Policy
+from models.registry import is_adapter, load
+from models.trainable import choose_trainable
 from rewards.registry import build
 from t2i_rl import checkpoints
 from t2i_rl.baselines import Running
+from t2i_rl.checks import check_settings
 from t2i_rl.config import TrainConfig, fixed, override, read_settings, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.evaluation import evaluate
@@ -69,11 +72,6 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
     if found.step > config.steps or (found.step == config.steps and (run / PICTURES).exists()):
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     trainer, heldout = _prepare(config, str(newest))
-    if trainer.reference is not None:
-        try:
-            trainer.reference = load(config.model, getattr(torch, config.dtype), config.device).reference()
-        except ModelError as error:
-            raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
     checkpoints.load_optimizer(newest, trainer.optimizer)
     trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
     checkpoints.write_atomically(run / CONFIG, to_json(config))
@@ -82,12 +80,35 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
 
 def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt]]:
     """Everything that can be refused, refused before a file is written."""
-    method, reward = find_method(config.method), build(config.reward)
+    method, reward = find_method(config.method), build(config.reward, config.device)
     prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
     for asked in (prompts, heldout):
         reward.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])
-    policy = load(source, getattr(torch, config.dtype), config.device)
-    return Trainer(config, policy, method, reward, prompts), heldout
+    check_settings(config, method)
+    dtype, reference = getattr(torch, config.dtype), None
+    policy = _policy(config, source, dtype)
+    # A policy with adapters is its own reference, for it has them still to switch off.
+    if method.needs_reference and source != config.model and not config.lora.rank:
+        try:
+            reference = load(config.model, dtype, config.device).reference()
+        except ModelError as error:
+            run = config.out
+            raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
+    return Trainer(config, policy, method, reward, prompts, reference), heldout
+
+
+def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
+    """The model with what the run trains of it: its own choice, parameters by name, or adapters."""
+    if source == config.model and is_adapter(source):
+        raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
+    policy = load(source, dtype, config.device)
+    if config.trainable:
+        choose_trainable(policy, config.trainable)
+    if config.lora.rank and source == config.model:
+        from models.lora import adapt
+
+        policy = adapt(policy, source, config.lora.rank, config.lora.alpha, config.lora.targets, config.seed)
+    return policy
 
 
 def _train(trainer: Trainer, heldout: Sequence[Prompt], done: int) -> Path:

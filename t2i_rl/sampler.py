@@ -9,9 +9,11 @@ from torch import Tensor
 
 from models.policy import Condition, Policy
 from t2i_rl.config import Sampling
+from t2i_rl.credit import CONTRASTS
+from t2i_rl.distribution import filtered, mix
 from t2i_rl.noise import occurrences, uniforms
 from t2i_rl.rollout import Rollout
-from t2i_rl.statistics import NEEDS_UNCONDITIONAL, STATISTICS, StepLogits
+from t2i_rl.statistics import STATISTICS, StepLogits
 
 
 @dataclass(frozen=True)
@@ -23,25 +25,9 @@ class Noise:
     occurrences: Sequence[int] = field(default_factory=tuple)
 
 
-def mix(
-    conditional: Float[Tensor, "... V"], unconditional: Float[Tensor, "... V"] | None, scale: Tensor | float
-) -> Float[Tensor, "... V"]:
-    """Classifier-free guidance; without an unconditional branch the conditional logits as they are."""
-    return conditional if unconditional is None else unconditional + scale * (conditional - unconditional)
-
-
-def filtered(logits: Float[Tensor, "... V"], sampling: Sampling) -> Float[Tensor, "... V"]:
-    """Temperature, then top-k (ties kept), then top-p (the token that crosses the threshold is kept)."""
-    logits = logits / sampling.temperature
-    if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        beyond = probabilities.cumsum(-1) - probabilities > sampling.top_p
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-    return logits
+def encode(policy: Policy, prompts: Sequence[str], negative_prompt: str) -> Condition:
+    """The prompts, each beside the null branch or, where there is one, the negative prompt."""
+    return policy.encode(prompts, [negative_prompt] * len(prompts) if negative_prompt else None)
 
 
 def draw(logits: Float[Tensor, "... V"], noise: Float[Tensor, "..."], sampling: Sampling) -> Int[Tensor, "..."]:
@@ -73,7 +59,7 @@ def sample_group(
     uniform = uniforms(noise.seed, noise.step, prompts, numbers, group_size, layout.tokens).flatten(0, 1)
     guidance = policy.guidance(sampling.guidance_scale)
     guided = bool((guidance != 1).any())
-    branches = 2 if guided or NEEDS_UNCONDITIONAL & set(statistics) else 1
+    branches = 2 if guided or CONTRASTS & set(statistics) else 1
 
     state = policy.prefill(condition, group_size, branches)
     logits = policy.next_logits(state)
@@ -86,7 +72,7 @@ def sample_group(
         conditional, unconditional = logits[0], logits[1] if branches == 2 else None
         mixed = mix(conditional, unconditional if guided else None, guidance[index])
         tokens[:, block] = draw(mixed, uniform[:, block], sampling)
-        step = StepLogits(conditional, unconditional, mixed, tokens[:, block], group_size)
+        step = StepLogits(conditional, unconditional, mixed, tokens[:, block], group_size, sampling)
         for name, values in measured.items():
             values[:, block] = STATISTICS[name](step)
         start += size

@@ -1,18 +1,21 @@
 """Per-token statistics that can be measured while sampling, where both branches' logits are in hand.
 
-All in float32, in nats, at temperature 1 and before top-k and top-p: they describe the model, not the
-sampler's settings. `guided` is the classifier-free-guidance mixture `u + g * (c - u)`.
+All in float32 and nats. But for `logp_cfg` they are at temperature 1 and before top-k and top-p: they describe the
+model, not the sampler's settings. `guided` is the classifier-free-guidance mixture `u + g * (c - u)`.
+The names are those of `t2i_rl.credit.StatisticName`, which can be read without torch.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from t2i_rl.config import Sampling
+from t2i_rl.distribution import filtered
 from t2i_rl.surrogates import LIMIT
 
 
@@ -21,6 +24,7 @@ class StepLogits:
     """Logits of one block for every row; log-probabilities are computed when first asked for.
 
     group_size: how many consecutive rows belong to one prompt.
+    sampling: how the tokens were drawn from `guided`.
     """
 
     conditional: Float[Tensor, "R block V"]
@@ -28,6 +32,7 @@ class StepLogits:
     guided: Float[Tensor, "R block V"]
     tokens: Int[Tensor, "R block"]
     group_size: int
+    sampling: Sampling = field(default_factory=Sampling)
 
     @cached_property
     def log_conditional(self) -> Float[Tensor, "R block V"]:
@@ -43,15 +48,19 @@ class StepLogits:
     def log_guided(self) -> Float[Tensor, "R block V"]:
         return self.guided.log_softmax(-1)
 
+    @property
+    def log_drawn(self) -> Float[Tensor, "R block V"]:
+        return filtered(self.guided, self.sampling, self.tokens).log_softmax(-1)
+
     def at_tokens(self, values: Float[Tensor, "R block V"]) -> Float[Tensor, "R block"]:
         return values.gather(-1, self.tokens[..., None])[..., 0]
 
 
 def entropy(log_probs: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
     """Shannon entropy in nats; impossible tokens (log-probability -inf) contribute 0."""
-    # 0 * -inf would be NaN; entr() would take a second logarithm of every element.
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-    return -(log_probs.exp() * finite).sum(-1)
+    # 0 * -inf would be NaN, as would the gradient of a clamp to the smallest number.
+    p = log_probs.exp()
+    return -(p * log_probs.masked_fill(p == 0, 0)).sum(-1)
 
 
 def kl_divergence(log_p: Float[Tensor, "... V"], log_q: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
@@ -86,6 +95,9 @@ STATISTICS: dict[str, Callable[[StepLogits], Float[Tensor, "R block"]]] = {
     "logp_cond": lambda step: step.at_tokens(step.log_conditional),
     "logp_uncond": lambda step: step.at_tokens(step.log_unconditional),
     "logp_guided": lambda step: step.at_tokens(step.log_guided),
+    # With which log-probability the token was drawn, and what the log-prob mode `cfg` scores.
+    "logp_cfg": lambda step: step.at_tokens(step.log_drawn),
+    "entropy_cond": lambda step: entropy(step.log_conditional),
     # What single rules of `t2i_rl.credit` ask for.
     "js_cond_uncond": lambda step: js_divergence(step.log_conditional, step.log_unconditional),
     "kl_uniform": lambda step: kl_from_uniform(step.log_conditional),
@@ -94,5 +106,3 @@ STATISTICS: dict[str, Callable[[StepLogits], Float[Tensor, "R block"]]] = {
         0, 1
     ),
 }
-
-NEEDS_UNCONDITIONAL = frozenset({"kl_cond_uncond", "js_cond_uncond", "logp_uncond"})

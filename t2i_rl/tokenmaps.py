@@ -4,6 +4,7 @@ Pure functions of statistics; what they mean for the update is decided in `t2i_r
 tokens are in the layout's order. A next-scale model has several maps: what looks at neighbours stays inside each.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,13 +15,18 @@ from torch import Tensor
 from models.policy import TokenLayout
 
 
-def local_mean(values: Float[Tensor, "... h w"]) -> Float[Tensor, "... h w"]:
-    """Mean over the neighbours that a raster decoder already knows, and the token itself.
+def local_mean(
+    values: Float[Tensor, "... h w"], neighbours: Literal["causal", "box"] = "causal"
+) -> Float[Tensor, "... h w"]:
+    """Mean over a token and its neighbours; at the borders over those that exist.
 
-    These are self, left, up-left, up and up-right; at the borders the mean is over those that exist (1 to 5).
+    neighbours: `causal`, those that a raster decoder already knows: left, up-left, up and up-right; `box`, all eight,
+        for maps whose tokens are drawn at once.
     """
 
     def total(picture: Tensor) -> Tensor:
+        if neighbours == "box":
+            return F.pad(picture, (1, 1, 1, 1)).unfold(-2, 3, 1).unfold(-2, 3, 1).sum((-2, -1))
         padded = F.pad(picture, (1, 1, 1, 0))
         above, here = padded[..., :-1, :], padded[..., 1:, :]
         return above[..., :-2] + above[..., 1:-1] + above[..., 2:] + here[..., :-2] + here[..., 1:-1]
@@ -39,11 +45,20 @@ def gradient_magnitude(values: Float[Tensor, "... h w"]) -> Float[Tensor, "... h
 
 
 def entropy_gradient(
-    entropy: Float[Tensor, "... N"], layout: TokenLayout, smooth: bool = True
+    entropy: Float[Tensor, "... N"],
+    layout: TokenLayout,
+    smooth: bool = True,
+    neighbours: Literal["causal", "box"] = "causal",
 ) -> Float[Tensor, "... N"]:
     """Magnitude of the entropy's gradient on each map, after the local mean if `smooth`: high at edges of objects."""
-    pictures = layout.split(entropy)
-    return torch.cat([gradient_magnitude(local_mean(p) if smooth else p).flatten(-2) for p in pictures], -1)
+    pictures = [local_mean(p, neighbours) if smooth else p for p in layout.split(entropy)]
+    return torch.cat([gradient_magnitude(p).flatten(-2) for p in pictures], -1)
+
+
+def relative_to_map(values: Float[Tensor, "... N"], layout: TokenLayout) -> Float[Tensor, "... N"]:
+    """Each value divided by the mean of its map, so that coarse and fine maps compare; 0 where that mean is 0."""
+    means = [(p, p.mean((-2, -1), keepdim=True)) for p in layout.split(values)]
+    return torch.cat([(p / mean.where(mean > 0, 1)).flatten(-2) for p, mean in means], -1)
 
 
 def similarity(embeddings: Float[Tensor, "P G N E"]) -> Float[Tensor, "P N"]:
@@ -64,15 +79,22 @@ def running_divergence(
     ref: Float[Tensor, "... N"],
     clip: float,
     form: Literal["exp", "linear"] = "exp",
+    lengths: Sequence[int] | None = None,
 ) -> Float[Tensor, "... N"]:
     """How far policy and reference have drifted apart so far, at every token.
 
     The mean over the tokens up to and including t of `exp(clip(lp - ref, -clip, clip))` (exp: within
     [exp(-clip), exp(clip)], 1 where they agree) or of the clipped difference itself (linear: 0 where they agree).
+
+    lengths: of the runs of tokens that were drawn at once, such as scales. Then a run counts as one, by its mean, and
+        its tokens share the mean over the runs up to and including theirs.
     """
     difference = (lp - ref).clamp(-clip, clip)
     terms = difference.exp() if form == "exp" else difference
-    return terms.cumsum(-1) / torch.arange(1, terms.shape[-1] + 1, device=terms.device)
+    if lengths is not None:
+        terms = torch.stack([run.mean(-1) for run in terms.split(list(lengths), -1)], -1)
+    means = terms.cumsum(-1) / torch.arange(1, terms.shape[-1] + 1, device=terms.device)
+    return means if lengths is None else means.repeat_interleave(torch.tensor(lengths, device=means.device), -1)
 
 
 def ranks(values: Float[Tensor, "... N"], ties: Literal["average", "stable"] = "average") -> Float[Tensor, "... N"]:

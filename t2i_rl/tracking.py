@@ -5,10 +5,11 @@ Names in `metrics.jsonl`:
 | name | meaning |
 |---|---|
 | step | 1 after the first update; 0 is the untrained policy's evaluation |
-| reward, reward_std | mean over the images; mean over the groups of the standard deviation inside a group |
+| reward, reward_std | mean over all sampled images; mean over the groups of the standard deviation inside a group |
 | reward/NAME | mean of a reward's part |
 | zero_variance | share of groups whose images all scored the same: they teach nothing |
-| kl | mean k3 estimate of the divergence from the reference, over the updated tokens, in nats |
+| groups_dropped, groups_resampled | groups left out of the update; groups of further prompts (when filtered) |
+| kl | mean divergence from the reference, over the updated tokens, in the method's form, in nats |
 | entropy | mean entropy of the sampled distribution, in nats (when the method measures it) |
 | clip_fraction | share of updated tokens at which the clipped product was the smaller one |
 | policy_loss, grad_norm | of the last optimizer step; the norm before clipping |

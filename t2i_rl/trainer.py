@@ -1,14 +1,14 @@
-"""The training loop: sample a group, decode it, score it, credit its tokens, update the policy.
+"""The training loop: sample groups, decode them, score them, credit their tokens, update the policy.
 
 One process for now. What several would share is reached through one place each: the data order
 (`prompts.batch`), the loss denominators (`objectives.denominators`, over the whole batch), the weights
 that the rollout reads (`Trainer.policy`). Groups are never split.
 """
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,32 +16,28 @@ from torch import Tensor
 
 from models.policy import Policy
 from rewards.reward import Reward, Scores, score_images
-from t2i_rl.advantages import advantages, zero_variance
+from t2i_rl.advantages import advantages, normalize_then_sum, weighted_sum, zero_variance
 from t2i_rl.baselines import Running, Tracker
-from t2i_rl.config import TrainConfig, UpdateConfig
-from t2i_rl.credit import Context, TokenCredit
-from t2i_rl.errors import DivergenceError
-from t2i_rl.logprobs import micro_batches, score, score_in_parts
+from t2i_rl.checks import check_layout, check_settings
+from t2i_rl.config import TrainConfig
+from t2i_rl.credit import CONTRASTS, Context, TokenCredit
+from t2i_rl.errors import UserError
+from t2i_rl.logprobs import Scoring, measure, micro_batches, score_in_parts
 from t2i_rl.methods import Method
 from t2i_rl.noise import occurrences
-from t2i_rl.objectives import denominators
-from t2i_rl.prompts import Prompt, batch
-from t2i_rl.rollout import Rollout, concatenate
-from t2i_rl.sampler import Noise, sample_group
-
-
-def learning_rate(step: int, steps: int, update: UpdateConfig) -> float:
-    """The rate of step 1..steps: linear warm-up, then the schedule down to `final_ratio`."""
-    if step <= update.warmup_steps:
-        return update.learning_rate * step / update.warmup_steps
-    progress = (step - update.warmup_steps) / max(1, steps - update.warmup_steps)
-    fall = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-    ratio = 1.0 if update.schedule == "constant" else update.final_ratio
-    return update.learning_rate * (ratio + (1 - ratio) * fall[update.schedule])
+from t2i_rl.objectives import Rows, denominators
+from t2i_rl.prompts import Prompt, batch, further_batch
+from t2i_rl.rollout import Groups, Rollout, concatenate, join
+from t2i_rl.sampler import Noise, encode, sample_group
+from t2i_rl.update import backward, learning_rate, move
 
 
 class Trainer:
-    """A policy, what scores it, and the state that a step changes: weights and optimizer."""
+    """A policy, what scores it, and the state that a step changes: weights, optimizer, history.
+
+    reference: the frozen policy that the run began with, if a method needs it; a copy of the policy if not given.
+    Raises UserError for a method that does not go with the settings or with the model.
+    """
 
     def __init__(
         self,
@@ -50,10 +46,16 @@ class Trainer:
         method: Method,
         reward: Reward,
         prompts: Sequence[Prompt],
+        reference: Policy | None = None,
     ) -> None:
+        check_settings(config, method)
+        check_layout(method, policy.layout)
         self.config, self.policy, self.method = config, policy, method
         self.reward, self.prompts = reward, prompts
-        self.reference = policy.reference() if method.needs_reference else None
+        policy.gradient_checkpointing = config.update.gradient_checkpointing
+        update, sampling = config.update, config.rollout.sampling
+        self.scoring = Scoring(update.log_prob, sampling, update.unconditional_gradient)
+        self.reference = policy.reference() if method.needs_reference and reference is None else reference
         self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
         self.optimizer = torch.optim.AdamW(
             policy.trainable_parameters(),
@@ -65,56 +67,104 @@ class Trainer:
     def step(self, number: int) -> dict[str, float]:
         """One rollout and its update; returns the step's metrics (`t2i_rl.tracking`)."""
         seconds: dict[str, float] = {}
-        records = self.records(number)
-        with _clock(seconds, "sample"):
-            rollout = self.sample(number, [record.text for record in records])
-        with _clock(seconds, "decode"):
-            images = rollout.images(self.policy)
-        with _clock(seconds, "score"):
-            scores = self.score(records, images)
+        rounds = self.collect(number, seconds)
+        groups = self.kept(rounds)
         with _clock(seconds, "update"):
-            rewards = scores.total.view(rollout.tokens.shape[:2])
-            weighed = self.advantages(rewards, rollout.prompts).to(rollout.tokens.device)
-            credit = self.credit(rollout, Context(weighed, number, self.config.steps, self.config.seed))
-            updated = self.update(number, rollout, weighed, credit)
+            # Where no group teaches anything, weights and optimizer stay as they are.
+            updated = self.update(number, groups) if groups.records else {}
+        rewards = torch.cat([part.rewards for part in rounds])
         metrics = {
             "step": number,
             "reward": rewards.mean().item(),
             "reward_std": rewards.std(dim=1).mean().item(),
-            **{f"reward/{name}": values.mean().item() for name, values in scores.parts.items()},
+            **{
+                f"reward/{name}": torch.cat([part.parts[name] for part in rounds]).mean().item()
+                for name in rounds[0].parts
+            },
             "zero_variance": zero_variance(rewards).float().mean().item(),
             **updated,
-            "updated_tokens": credit.mask.float().mean().item(),
             **{f"seconds/{phase}": spent for phase, spent in seconds.items()},
             "images_per_second": rewards.numel() / sum(seconds.values()),
         }
-        if "entropy" in rollout.statistics:
-            metrics["entropy"] = rollout.statistics["entropy"].mean().item()
+        if self.method.filter_zero_std != "off":
+            metrics["groups_dropped"] = len(rewards) - len(groups.records)
+            metrics["groups_resampled"] = len(rewards) - len(rounds[0].records)
+        if "entropy" in rounds[0].rollout.statistics:
+            metrics["entropy"] = torch.cat([part.rollout.statistics["entropy"] for part in rounds]).mean().item()
         return metrics
 
-    def records(self, number: int) -> list[Prompt]:
-        """The prompts of a step."""
-        order = batch(len(self.prompts), number - 1, self.config.rollout.prompts_per_step, self.config.seed)
-        return [self.prompts[index] for index in order]
+    def collect(self, number: int, seconds: dict[str, float]) -> list[Groups]:
+        """The step's groups and, where the method asks for them, those of further prompts until enough teach."""
+        settings = self.config.rollout
+        missing, texts = settings.prompts_per_step, list[str]()
+        rounds: list[Groups] = []
+        for attempt in range(1 + settings.resample_rounds * (self.method.filter_zero_std == "resample")):
+            records = self.records(number, attempt, missing)
+            texts += [record.text for record in records]
+            with _clock(seconds, "sample"):
+                # Occurrences are counted over the whole step: a prompt that comes again gets other images.
+                rollout = self.sample(number, texts[-missing:], occurrences(texts)[-missing:])
+            with _clock(seconds, "decode"):
+                images = rollout.images(self.policy)
+            with _clock(seconds, "score"):
+                scores = self.score(records, images)
+            parts = {name: values.view(images.shape[:2]) for name, values in self.parts(scores).items()}
+            rewards = self.rewards(parts) if self.config.reward_weights else scores.total.view(images.shape[:2])
+            rounds.append(Groups(tuple(records), rollout, rewards, parts))
+            missing = int(zero_variance(rewards).sum())
+            if not missing:
+                break
+        return rounds
 
-    def sample(self, number: int, texts: Sequence[str]) -> Rollout:
-        """The step's groups, sampled in micro-batches of whole prompts."""
-        condition, settings = self.policy.encode(texts), self.config.rollout
-        # The log-probability of the sampled tokens is measured to log how far replay is from decoding.
-        statistics = sorted({*self.method.credit.statistics, "logp_cond"})
-        numbers = occurrences(texts)
+    def records(self, number: int, attempt: int, size: int) -> list[Prompt]:
+        """The prompts of a step, or those drawn in a later attempt to replace some of them."""
+        known, step, seed = len(self.prompts), number - 1, self.config.seed
+        rows = further_batch(known, step, attempt, size, seed) if attempt else batch(known, step, size, seed)
+        return [self.prompts[row] for row in rows]
+
+    def sample(self, number: int, texts: Sequence[str], occurrence: Sequence[int]) -> Rollout:
+        """Groups of these prompts, sampled in micro-batches of whole prompts."""
+        settings = self.config.rollout
+        condition = encode(self.policy, texts, settings.sampling.negative_prompt)
+        names = {*self.method.credit.statistics, self.sampled} - self.apart
+        if self.method.entropy_reward is not None:
+            names.add("entropy_cond")
         parts = [
             sample_group(
                 self.policy,
                 condition.take(rows),
                 settings.group_size,
                 settings.sampling,
-                Noise(self.config.seed, number, [numbers[row] for row in rows]),
-                statistics,
+                Noise(self.config.seed, number, [occurrence[row] for row in rows]),
+                sorted(names),
             )
             for rows in micro_batches(len(texts), settings.micro_batch)
         ]
-        return concatenate(parts, condition)
+        rollout = concatenate(parts, condition)
+        return self.measured(rollout, self.apart) if self.apart else rollout
+
+    @property
+    def sampled(self) -> str:
+        """The sampler's own log-probability of its tokens, measured to log how far replay is from decoding."""
+        return "logp_cfg" if self.scoring.mode == "cfg" else "logp_cond"
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """The statistics that compare with another prompt than guidance does: they take a pass of their own."""
+        with_another = self.config.contrast_prompt not in (None, self.config.rollout.sampling.negative_prompt)
+        return CONTRASTS & {*self.method.credit.statistics} if with_another else frozenset()
+
+    def measured(self, rollout: Rollout, names: Collection[str]) -> Rollout:
+        """The rollout with these statistics measured anew, under the weights of now."""
+        settings = self.config.rollout
+        contrast = encode(self.policy, rollout.prompts, self.config.contrast_prompt or "") if self.apart else None
+        found = dict(rollout.statistics)
+        if own := {*names} - self.apart:
+            found |= measure(self.policy, rollout, settings.sampling, own, settings.micro_batch)
+        if contrast is not None:
+            compared = replace(rollout, condition=contrast)
+            found |= measure(self.policy, compared, settings.sampling, self.apart, settings.micro_batch)
+        return replace(rollout, statistics=found)
 
     def score(self, records: Sequence[Prompt], images: UInt8[Tensor, "P G 3 H W"]) -> Scores:
         """One score per image, prompt-major."""
@@ -122,12 +172,50 @@ class Trainer:
         rows = [record for record in records for _ in range(images.shape[1])]
         return score_images(self.reward, arrays, [row.text for row in rows], [row.metadata for row in rows])
 
-    def advantages(self, rewards: Float[Tensor, "P G"], prompts: Sequence[str]) -> Float[Tensor, "P G"]:
+    def parts(self, scores: Scores) -> Mapping[str, Float[Tensor, " B"]]:
+        """The numbers of the reward by name, the total among them where it is not what is maximised."""
+        weights = self.config.reward_weights
+        parts = {**scores.parts, "total": scores.total} if weights else scores.parts
+        if unknown := weights.keys() - parts.keys():
+            raise UserError(
+                f"reward-weights names {min(unknown)!r}, but {self.reward.name} gives {', '.join(parts)}: choose"
+            )
+        return parts
+
+    def rewards(self, parts: Mapping[str, Float[Tensor, "P G"]]) -> Float[Tensor, "P G"]:
+        """The weighted sum of the parts that the run asks for."""
+        weights = self.config.reward_weights
+        return weighted_sum([parts[name] for name in weights], [*weights.values()])
+
+    def kept(self, rounds: Sequence[Groups]) -> Groups:
+        """What the update sees: all groups, or those that teach something."""
+        if self.method.filter_zero_std == "off":
+            return rounds[0]
+        teaching = [part.take((~zero_variance(part.rewards)).nonzero()[:, 0].tolist()) for part in rounds]
+        prompts = [record.text for part in teaching for record in part.records]
+        if not prompts:
+            return teaching[0]
+        return join(teaching, encode(self.policy, prompts, self.config.rollout.sampling.negative_prompt))
+
+    def advantages(self, groups: Groups) -> Float[Tensor, "P G"]:
         """How good each image is, among its group or against what its prompt has earned before."""
-        if not isinstance(self.method.scale, Tracker):
-            return advantages(rewards, self.method.scale)
-        weighed, self.history = self.method.scale(rewards, prompts, self.history)
-        return weighed
+        rewards, scale, bonus = groups.rewards, self.method.scale, self.method.entropy_reward
+        if bonus is not None and self.reference is not None and "strict" in groups.parts:
+            rewards = bonus(rewards, *self.entropies(groups.rollout))
+        if isinstance(scale, Tracker):
+            weighed, self.history = scale(rewards, groups.rollout.prompts, self.history)
+            return weighed
+        if self.config.reward_order == "normalize-then-sum":
+            weights = self.config.reward_weights
+            return normalize_then_sum([groups.parts[name] for name in weights], [*weights.values()])
+        return advantages(rewards, scale)
+
+    def entropies(self, rollout: Rollout) -> list[Float[Tensor, "P G"]]:
+        """Mean entropy of each image's conditional predictions: of the policy that sampled it, of the reference."""
+        assert self.reference is not None
+        settings, name = self.config.rollout, "entropy_cond"
+        reference = measure(self.reference, rollout, settings.sampling, [name], settings.micro_batch)
+        return [values[name].mean(-1).cpu() for values in (rollout.statistics, reference)]
 
     def credit(self, rollout: Rollout, context: Context) -> TokenCredit:
         """Which tokens the method updates, and how much."""
@@ -139,51 +227,27 @@ class Trainer:
             embeddings = embeddings.unflatten(0, rollout.tokens.shape[:2])
         return self.method.credit(rollout, embeddings, self.policy.layout, context)
 
-    def update(
-        self, number: int, rollout: Rollout, weighed: Float[Tensor, "P G"], credit: TokenCredit
-    ) -> dict[str, float]:
+    def update(self, number: int, groups: Groups) -> dict[str, float]:
         """The optimizer steps on one rollout."""
-        settings, condition = self.config.update, rollout.row_condition
-        tokens, weight, mask = (values.flatten(0, 1) for values in (rollout.tokens, credit.weight, credit.mask))
-        reference = old = None
-        if self.reference is not None:
-            reference = score_in_parts(self.reference, condition, tokens, settings.micro_batch)
-        if settings.updates_per_rollout > 1:
-            old = score_in_parts(self.policy, condition, tokens, settings.micro_batch)
-        kl_weight = None if credit.kl is None else credit.kl.flatten(0, 1)
-        weighed = (weighed if credit.advantages is None else credit.advantages).flatten(0, 1)
-        shares = denominators(credit, self.method.objective)
+        settings, method, rollout = self.config.update, self.method, groups.rollout
+        earned = self.advantages(groups).to(rollout.tokens.device)
+        context = Context(earned, number, self.config.steps, self.config.seed)
+        data = rollout.row_condition, rollout.tokens.flatten(0, 1), settings.micro_batch, self.scoring
+        ref = None if self.reference is None else score_in_parts(self.reference, *data)
+        old = score_in_parts(self.policy, *data) if settings.updates_per_rollout > 1 else None
         rate = learning_rate(number, self.config.steps, settings)
-        sampled = rollout.statistics["logp_cond"].flatten(0, 1)
+        credit = self.credit(rollout, context)
         gap = 0.0
         for repeat in range(settings.updates_per_rollout):
-            sums = {"value": 0.0, "policy": 0.0, "kl": 0.0, "clip_fraction": 0.0}
-            for rows in micro_batches(len(tokens), settings.micro_batch):
-                lp = score(self.policy, condition.take(rows), tokens[rows])
-                if repeat == 0:
-                    gap = max(gap, (lp.detach() - sampled[rows]).abs().max().item())
-                part = self.method.loss(
-                    lp,
-                    None if old is None else old[rows],
-                    None if reference is None else reference[rows],
-                    weighed[rows],
-                    weight[rows],
-                    mask[rows],
-                    shares,
-                    None if kl_weight is None else kl_weight[rows],
-                    self.policy.layout,
-                )
-                part.value.backward()
-                for name in sums:
-                    sums[name] += getattr(part, name).item()
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable_parameters(), settings.max_grad_norm).item()
-            for name, value in (("loss", sums["value"]), ("gradient norm", norm)):
-                if not math.isfinite(value):
-                    raise DivergenceError(f"step {number}: the {name} is {value}; the policy keeps its last weights")
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            if repeat and method.source == "current":
+                credit = self.credit(self.measured(rollout, method.credit.statistics), context)
+            rows, shares = Rows.of(credit, earned, old, ref), denominators(credit, method.objective)
+            sums, lp = backward(
+                self.policy, self.reference, method, rollout, rows, shares, self.scoring, settings.micro_batch
+            )
+            if repeat == 0:
+                gap = (lp - rollout.statistics[self.sampled].flatten(0, 1)).abs().max().item()
+            norm = move(self.policy, self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
         return {
             "kl": sums["kl"],
             "clip_fraction": sums["clip_fraction"],
@@ -191,14 +255,15 @@ class Trainer:
             "grad_norm": norm,
             "learning_rate": rate,
             "logprob_gap": gap,
+            "updated_tokens": credit.mask.float().mean().item(),
         }
 
 
 @contextmanager
 def _clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Record the wall time of a phase, the device's work included."""
+    """Add the wall time of a phase, the device's work included."""
     began = time.perf_counter()
     yield
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds[phase] = time.perf_counter() - began
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - began

@@ -17,13 +17,27 @@ class Detection:
     mask: Bool[ndarray, "H W"] | None = None
 
 
+@dataclass(frozen=True)
+class Subject:
+    """An object whose colour is asked for: the image it is in, where, and what it is called."""
+
+    image: UInt8[ndarray, "H W 3"]
+    detection: Detection
+    class_name: str
+
+
 class Detector(Protocol):
-    """Finds objects in RGB images."""
+    """Finds objects in RGB images.
+
+    name: says which weights it has: reported figures carry it.
+    min_score: only detections that score more are returned; no threshold of the rules may be lower.
+    """
 
     name: str
+    min_score: float
 
     def detect(self, images: Sequence[UInt8[ndarray, "H W 3"]]) -> list[dict[str, list[Detection]]]:
-        """Per image the detections by class name, unfiltered and in the detector's own order."""
+        """Per image the detections by class name, in the detector's own order."""
         ...
 
 
@@ -32,6 +46,6 @@ class ColorClassifier(Protocol):
 
     name: str
 
-    def classify(self, image: UInt8[ndarray, "H W 3"], detections: Sequence[Detection], class_name: str) -> list[str]:
-        """One colour name per detection."""
+    def classify(self, subjects: Sequence[Subject]) -> list[str]:
+        """One colour name per subject; they may come from several images."""
         ...

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from scipy import ndimage
 
-from rewards.detectors.base import Detection
+from rewards.detectors.base import Detection, Subject
 
 BACKGROUND = (150, 150, 150)
 PALETTE: dict[str, tuple[int, int, int]] = {
@@ -75,6 +75,7 @@ class ShapesDetector:
     """Finds the shapes world's objects and names their colours."""
 
     name = "shapes"
+    min_score = 0.0
     classes = tuple(SILHOUETTES)
 
     def detect(self, images: Sequence[UInt8[ndarray, "H W 3"]]) -> list[dict[str, list[Detection]]]:
@@ -102,14 +103,14 @@ class PaletteColours:
 
     name = "palette"
 
-    def classify(self, image: UInt8[ndarray, "H W 3"], detections: Sequence[Detection], class_name: str) -> list[str]:
-        """One colour name per detection. The detections must carry masks."""
+    def classify(self, subjects: Sequence[Subject]) -> list[str]:
+        """One colour name per subject. Their detections must carry masks."""
         names = list(PALETTE)
         colours: Float[ndarray, "C 3"] = np.array(list(PALETTE.values()), dtype=np.float32)
         answers = []
-        for detection in detections:
-            if detection.mask is None:
+        for subject in subjects:
+            if subject.detection.mask is None:
                 raise ValueError("the palette classifier needs detections with masks")
-            median = np.median(image[detection.mask], axis=0)
+            median = np.median(subject.image[subject.detection.mask], axis=0)
             answers.append(names[int(((colours - median) ** 2).sum(-1).argmin())])
         return answers

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from t2i_rl.rollout import Rollout
 
 Embedding = Literal["lm_input", "codebook"]
+StatisticName = Literal[
+    "entropy",
+    "entropy_cond",
+    "kl_cond_uncond",
+    "js_cond_uncond",
+    "logp_cond",
+    "logp_uncond",
+    "logp_guided",
+    "logp_cfg",
+    "kl_uniform",
+    "logit_cond",
+    "group_divergence",
+]
+# Those that compare the prompt with the unconditional branch or, in its place, another prompt.
+CONTRASTS = frozenset({"kl_cond_uncond", "js_cond_uncond", "logp_uncond"})
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ class CreditRule(Protocol):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Names from `t2i_rl.statistics` that the sampler must measure."""
+        """Which statistics the sampler must measure: some of `StatisticName`."""
         ...
 
     @property

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 
-from t2i_rl.credit import UNKNOWN, Context, Embedding, TokenCredit
+from t2i_rl.choices import check_choice
+from t2i_rl.credit import UNKNOWN, Context, Embedding, StatisticName, TokenCredit
 from t2i_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class ReshapedImportance:
     """Weights from a statistic that is not negative.
 
-    importance: its name in `t2i_rl.statistics`.
+    importance: the statistic's name (`t2i_rl.statistics`).
     quantile: of an image's tokens, those below are held down.
     floor: the least weight, before weights are scaled to mean 1.
     boost: what the most important token gets on top of 1.
@@ -34,12 +35,13 @@ class ReshapedImportance:
 
     embeddings: ClassVar[Embedding | None] = None
 
-    importance: str = "kl_cond_uncond"
+    importance: StatisticName = "kl_cond_uncond"
     quantile: float = 0.5
     floor: float = 0.1
     boost: float = 1.0
 
     def __post_init__(self) -> None:
+        check_choice("oar", "importance", self.importance, StatisticName)
         if not (0 < self.quantile < 1 and 0 < self.floor < 1 and self.boost >= 0):
             raise UserError(
                 f"oar: quantile {self.quantile} and floor {self.floor} must be in (0, 1), boost {self.boost} >= 0"

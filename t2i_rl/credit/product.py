@@ -1,4 +1,4 @@
-"""Several rules at once, and groups that teach nothing.
+"""Several rules at once.
 
 Credits compose by product: a token is updated if every rule updates it, its weight and its KL factor are the products
 of theirs. What divides the sum is the objective's denominator.
@@ -7,7 +7,7 @@ of theirs. What divides the sum is the objective's denominator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
@@ -68,25 +68,3 @@ def times(left: TokenCredit, right: TokenCredit) -> TokenCredit:
         both if both is not None else (right.kl if left.kl is None else left.kl),
         right.advantages if left.advantages is None else left.advantages,
     )
-
-
-@dataclass(frozen=True)
-class TeachingGroups:
-    """Drops the groups in which every advantage is 0, and their KL (DAPO's filter, arXiv:2503.14476, eq. 11).
-
-    The paper also samples others in their place; without that, as here, the batch is smaller and so its denominators.
-    """
-
-    statistics: ClassVar[tuple[str, ...]] = ()
-    embeddings: ClassVar[Embedding | None] = None
-
-    def __call__(
-        self,
-        rollout: Rollout,
-        embeddings: Float[Tensor, "P G N E"] | None,
-        layout: TokenLayout,
-        context: Context = UNKNOWN,
-    ) -> TokenCredit:
-        teaches = (context.known_advantages("teaching groups") != 0).any(-1)
-        mask = teaches[:, None, None].expand(rollout.tokens.shape)
-        return TokenCredit(mask.new_ones(mask.shape).float(), mask)

@@ -1,5 +1,6 @@
 """Names and folders become policies; a checkpoint that is not all there is refused with one sentence."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from models import registry
 from models.errors import ModelError
 from models.registry import MODELS
+from t2i_rl.cli import main
 from tests.conftest import random_janus
 
 
@@ -58,14 +60,18 @@ def test_an_unknown_name_lists_the_known_ones():
 
 def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="cannot load nobody/nothing, neither as a folder nor from the hub"):
+    with pytest.raises(
+        ModelError, match=r"nobody/nothing is neither a path here, nor in .*`hf download nobody/nothing`"
+    ):
         registry.load("nobody/nothing")
+    with pytest.raises(ModelError, match="`hf download deepseek-community/Janus-Pro-7B`"):
+        registry.load("janus-pro-7b")
 
 
 def test_a_name_whose_folder_has_another_grid(saved: Path, monkeypatch: pytest.MonkeyPatch):
-    entry = registry.ModelEntry("tiny", "janus", str(saved), "Apache-2.0", (12, 12))
+    entry = registry.ModelEntry("tiny", "janus", str(saved), "Apache-2.0", (12,), 1.5)
     monkeypatch.setitem(MODELS, "tiny", entry)
-    with pytest.raises(ModelError, match="4x4 grid"):
+    with pytest.raises(ModelError, match=r"maps of \[\(4, 4\)\], but tiny has 12x12"):
         registry.load("tiny")
 
 
@@ -105,7 +111,7 @@ def test_torn_weights(folder: Path):
 
 def test_no_weights(folder: Path):
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors does not exist" in refused(folder)
+    assert "has no weights: model.safetensors or pytorch_model.bin" in refused(folder)
 
 
 def test_a_lost_shard(folder: Path):
@@ -121,6 +127,58 @@ def test_missing_keys(folder: Path):
     del weights["model.generation_head.proj_out.weight"]
     save_file(weights, path, metadata={"format": "pt"})
     assert "lacks 1 weights, such as model.generation_head.proj_out.weight" in refused(folder)
+
+
+def test_every_name_has_a_family_that_can_be_imported():
+    for entry in MODELS.values():
+        module, name = registry.FAMILIES[entry.family]
+        assert callable(getattr(importlib.import_module(module), name).load)
+
+
+def test_what_the_table_says_of_the_shipped_model():
+    entry, policy = MODELS["tiny"], registry.load("tiny")
+    assert (entry.scales, entry.guidance) == ((policy.layout.maps[0][0],), policy.default_guidance)
+
+
+@pytest.mark.parametrize(
+    ("files", "family"),
+    [
+        ({"config.json": '{"model_type": "janus"}'}, "janus"),
+        ({"config.json": '{"model_type": "multi_modality"}'}, "janus"),
+        ({"config.json": '{"model_type": "star"}'}, "star"),
+        ({"config.json": '{"model_type": "llamagen"}', "vae_ch160v4096z32.pth": ""}, "llamagen"),
+        ({"t2i_XL_stage1_256.pt": ""}, "llamagen"),
+        ({"config.json": '{"model_type": "gpt"}', "vq_ds16_t2i.pt": ""}, "llamagen"),
+        ({"vae_ch160v4096z32.pth": ""}, "star"),
+    ],
+)
+def test_the_family_of_a_folder(tmp_path: Path, files: dict[str, str], family: str):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        assert registry.find(str(tmp_path / name)).source == str(tmp_path / name)
+    assert registry.family_of(str(tmp_path)) == family
+    assert registry.family_of(str(tmp_path / name)) == family
+    entry = registry.find(str(tmp_path))
+    assert (entry.name, entry.family, entry.scales) == (str(tmp_path), None, None)
+
+
+def test_a_hub_id_of_a_known_model_has_its_family():
+    assert registry.find("zghhui/LlamaGen-T2I-GCPO").family == "llamagen"
+
+
+def test_the_table_of_models(capsys: pytest.CaptureFixture[str]):
+    assert main(["models"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "family", "grid", "or", "scales", "guidance", "licence", "from"]
+    assert [row.split()[0] for row in rows] == list(MODELS)
+    assert rows[0].split() == ["tiny", "janus", "12x12", "1.5", "Apache-2.0", "shipped"]
+    assert "1 2 3 4 5 6 8 10 13 16" in next(row for row in rows if row.startswith("star-256"))
+    assert main(["models", "tiny"]) == 2
+
+
+def test_only_janus_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", "--model", "star-256", "--format", "deepseek", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "t2i-rl: star-256 is a star model: only Janus has two formats\n"
 
 
 def test_no_tokenizer(folder: Path):
@@ -143,5 +201,8 @@ def test_a_config_that_contradicts_itself(folder: Path):
 
 
 def test_naming_models_does_not_import_torch():
-    check = "import sys; from models import registry; registry.find('tiny'); sys.exit('torch' in sys.modules)"
+    check = (
+        "import sys; from t2i_rl.cli import main; main(['models']); from models import registry;"
+        "registry.find('star-256'); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

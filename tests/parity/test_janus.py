@@ -6,22 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
-from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
+from models import deepseek
 from models.janus import JanusPolicy, condition_from_ids
+from models.janus_checkpoint import BEGIN_OF_IMAGE, BOS, PAD, JanusCheckpoint
 from models.policy import Condition
 from tests.parity.golden import golden_folder
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-class IdsOnly:
-    """Stands in for the tokenizer: the fixture gives token ids."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad_token_id = pad
 
 
 @pytest.fixture(scope="module")
@@ -40,46 +35,48 @@ def io(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def policy(folder: Path, config: dict) -> JanusPolicy:
-    language, toolkit, vq = config["language_config"], config["toolkit"], config["toolkit"]["vq"]
-    aligner = config["gen_aligner_config"]["params"]
-    head = config["gen_head_config"]["params"]
-    patch = 2 ** (len(vq["channel_multiplier"]) - 1)
-    fields = {name: value for name, value in language.items() if name not in ("model_type", "rope_theta")}
-    rope = {"rope_type": "default", "rope_theta": language["rope_theta"]}
-    model = JanusForConditionalGeneration(
-        JanusConfig(
-            text_config=LlamaConfig(**fields, rope_parameters=rope),
-            vision_config=JanusVisionConfig(
-                hidden_size=8,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                mlp_ratio=1.0,
-                depth=1,
-                image_size=patch * toolkit["grid_size"],
-                patch_size=patch,
-                projection_dim=language["hidden_size"],
-                num_image_tokens=toolkit["num_image_tokens"],
-            ),
-            vq_config=JanusVQVAEConfig(
-                embed_dim=vq["codebook_dim"],
-                num_embeddings=vq["codebook_size"],
-                latent_channels=vq["z_channels"],
-                base_channels=vq["base_channels"],
-                channel_multiplier=vq["channel_multiplier"],
-                num_res_blocks=vq["num_res_blocks"],
-                projection_dim=aligner["n_embed"],
-                image_token_embed_dim=head["image_token_embed"],
-            ),
-            tie_word_embeddings=False,
-        )
-    )
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path, config: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture as a folder in DeepSeek's format, with what its config leaves to the code and a tokenizer."""
+    toolkit, there = config["toolkit"], tmp_path_factory.mktemp("deepseek")
+    pixels = 2 ** (len(toolkit["vq"]["channel_multiplier"]) - 1)
+    stated = config | {"vision_config": {"params": {"image_size": pixels * toolkit["grid_size"]}}}
+    (there / "config.json").write_text(json.dumps(stated))
+    (there / "model.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())
+    named = {BOS: toolkit["bos_token_id"], PAD: toolkit["pad_token_id"], BEGIN_OF_IMAGE: toolkit["boi_token_id"]}
+    Tokenizer(WordLevel(named, unk_token=PAD)).save(str(there / "tokenizer.json"))
+    (there / "tokenizer_config.json").write_text("{}")
+    return there
+
+
+@pytest.fixture(scope="module")
+def policy(checkpoint: Path) -> JanusPolicy:
+    return JanusPolicy.load(checkpoint)
+
+
+def test_every_key_has_its_name_in_transformers(folder: Path, weights: dict[str, Tensor], policy: JanusPolicy) -> None:
     renamed = json.loads((folder / "hf_key_map.json").read_text())
-    weights = {renamed[key]: value.float() for key, value in load_file(folder / "weights.safetensors").items()}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert all(key.startswith(("model.vision_model.", "model.aligner.")) for key in missing)
-    return JanusPolicy(model, IdsOnly(toolkit["pad_token_id"]))  # type: ignore[arg-type]
+    assert {name: deepseek.transformers_name(name) for name in weights} == renamed
+    assert {name: deepseek.deepseek_name(name) for name in renamed.values()} == {
+        new: old for old, new in renamed.items()
+    }
+    loaded = policy.model.state_dict()
+    assert loaded.keys() == set(renamed.values())
+    assert all(torch.equal(loaded[renamed[name]], value.float()) for name, value in weights.items())
+
+
+def test_both_formats_and_back_are_bit_for_bit(checkpoint: Path, weights: dict[str, Tensor], tmp_path: Path) -> None:
+    for source, name in ((checkpoint, "transformers"), (tmp_path / "transformers", "deepseek")):
+        (tmp_path / name).mkdir()
+        JanusCheckpoint.open(source).export(name, tmp_path / name)
+    back = load_file(tmp_path / "deepseek" / "model.safetensors")
+    assert back.keys() == weights.keys()
+    for name, value in weights.items():
+        assert back[name].dtype == value.dtype and torch.equal(back[name], value), name
 
 
 def condition(policy: JanusPolicy, io: dict[str, Tensor], cases: list[str]) -> Condition:

@@ -16,8 +16,8 @@ from models.policy import TokenLayout
 from t2i_rl.credit import TokenCredit
 from t2i_rl.credit.critical import DynamicWeight, critical_classes, lowest, middle
 from t2i_rl.credit.guidance import power_weights
-from t2i_rl.objectives import Loss, Objective, denominators, k3, policy_loss
-from t2i_rl.sampler import mix
+from t2i_rl.distribution import mix
+from t2i_rl.objectives import Loss, Objective, Replay, Rows, denominators, k3, policy_loss
 from t2i_rl.statistics import entropy, kl_divergence
 from t2i_rl.surrogates import Clipped
 from t2i_rl.tokenmaps import (
@@ -162,7 +162,8 @@ def test_divergences() -> None:
 
 
 def critical_credit(entropies: Tensor, alike: Tensor, share: float) -> tuple[TokenCredit, dict[str, Tensor]]:
-    classes = critical_classes(entropy_gradient(entropies, square(entropies.shape[-1])), alike, share)
+    layout = square(entropies.shape[-1])
+    classes = critical_classes(entropy_gradient(entropies, layout), alike, layout, share)
     mask = classes["initial"] | classes["structure"] | classes["similarity"]
     return TokenCredit(mask.float(), mask), classes
 
@@ -194,7 +195,7 @@ def test_critical_loss(case: str, detach: bool, suffix: str) -> None:
     weight = DynamicWeight(settings["eps_w"], detach=detach)(lp, ref)
     objective = Objective(beta=settings["beta"])
     parts = denominators(credit, objective)
-    loss = policy_loss(lp, None, ref, io["advantages"], weight, credit.mask, objective, parts)
+    loss = policy_loss(Replay(lp), Rows(io["advantages"], weight, credit.mask, ref=ref), objective, parts)
     close(loss.value, io[f"loss{suffix}"])
     check_gradient(loss, lp, io[f"grad{suffix}"], atol=5e-7, rtol=1e-3)
 
@@ -209,7 +210,8 @@ def test_critical_loss_of_llamagen(case: str) -> None:
     weight = DynamicWeight(settings["eps_w"], detach=False)(lp, ref)
     objective = Objective(Clipped(settings["clip_eps"], settings["clip_eps"]), beta=settings["beta"])
     parts = denominators(credit, objective)
-    loss = policy_loss(lp, io.get("old_logps"), ref, io["advantages"], weight, credit.mask, objective, parts)
+    rows = Rows(io["advantages"], weight, credit.mask, io.get("old_logps"), ref)
+    loss = policy_loss(Replay(lp), rows, objective, parts)
     close(loss.value, io["loss"])
     close(loss.kl, io["mean_kl"])
     check_gradient(loss, lp, io["grad"], atol=1e-6, rtol=1e-3)
@@ -263,7 +265,8 @@ def test_guidance_loss(case: str) -> None:
         objective = Objective(beta=settings["beta"], denominator=denominator)
         parts = denominators(TokenCredit(weight, everywhere), objective)
         lp = io["logps"].clone().requires_grad_()
-        loss = policy_loss(lp, None, io["ref_logps"], io["advantages"], weight, everywhere, objective, parts)
+        rows = Rows(io["advantages"], weight, everywhere, ref=io["ref_logps"])
+        loss = policy_loss(Replay(lp), rows, objective, parts)
         close(loss.value, io[f"loss{suffix}"])
         close(loss.kl, io["mean_kl"])
         check_gradient(loss, lp, io[f"grad{suffix}"], atol=2e-7, rtol=1e-3)

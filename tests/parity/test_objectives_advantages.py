@@ -8,13 +8,13 @@ from torch import Tensor
 from t2i_rl.advantages import (
     AdvantageRule,
     BestOfGroup,
+    EntropyReward,
     LeaveOneOut,
     Scale,
     VirtualBest,
     WinRate,
     advantages,
-    entropy_reward,
-    sum_then_normalize,
+    weighted_sum,
     win_rates,
 )
 from t2i_rl.baselines import Tracker
@@ -52,7 +52,7 @@ def test_statistics_of_the_group(case: str) -> None:
 def test_several_rewards() -> None:
     io = read("advantages")["grpo_multi_reward_sum"]
     parts = grouped(io["rewards_per_func"], "grpo_multi_reward_sum").movedim(-1, 0)
-    close(sum_then_normalize(parts, [1.0] * len(parts)).flatten(), io["advantages"])
+    close(advantages(weighted_sum(parts, [1.0] * len(parts))).flatten(), io["advantages"])
 
 
 def test_an_equal_group_gets_exactly_nothing() -> None:
@@ -66,8 +66,8 @@ def test_entropy_reward(case: str) -> None:
     rewards = grouped(io["rewards_per_func"][:, 0], case)
     if settings["entropy_reward"]:
         entropies = grouped(io["entropy_mean"], case), grouped(io["ref_entropy_mean"], case)
-        skipped = entropy_reward(rewards, *entropies, settings["coef"])
-        rewards = entropy_reward(rewards, *entropies, settings["coef"], "released")
+        skipped = EntropyReward(settings["coef"])(rewards, *entropies)
+        rewards = EntropyReward(settings["coef"], "released")(rewards, *entropies)
         if "zero_std" in case:
             assert (advantages(skipped) == 0).all()
         else:

@@ -14,7 +14,7 @@ from t2i_rl.credit.stage import DissimilarTokens
 from t2i_rl.credit.tw import DivergentPositions
 from t2i_rl.credit.ucas import UncertaintyShaping
 from t2i_rl.credit.vppo import PerceptiveTokens
-from t2i_rl.objectives import Objective, denominators, policy_loss
+from t2i_rl.objectives import Objective, Replay, Rows, denominators, policy_loss
 from t2i_rl.rollout import Rollout
 from t2i_rl.statistics import STATISTICS, StepLogits
 from tests.parity.test_objectives import check_gradient, close, each, parameters, read, square
@@ -83,9 +83,8 @@ def test_released_guidance_loss(case: str) -> None:
     objective = Objective(beta=settings["beta"], denominator="weight")
     lp, everywhere = io["logps"].clone().requires_grad_(), torch.ones_like(weight).bool()
     parts = denominators(TokenCredit(weight, everywhere), objective)
-    loss = policy_loss(
-        lp, None, io["ref_logps"], io["advantages"], weight, everywhere, objective, parts, kl_weight=factor
-    )
+    rows = Rows(io["advantages"], weight, everywhere, ref=io["ref_logps"], kl_weight=factor)
+    loss = policy_loss(Replay(lp), rows, objective, parts)
     close(loss.value, io["loss_klre"])
     check_gradient(loss, lp, io["grad_klre"], atol=2e-7, rtol=1e-3)
 
@@ -101,8 +100,8 @@ def test_stage(case: str) -> None:
     close(found.kl[0], io["kl_mask"])
     objective = Objective(beta=settings["beta"], denominator="weight")
     lp = io["logps"].clone().requires_grad_()
-    parts, tokens = denominators(found, objective), (found.weight[0], found.mask[0])
-    loss = policy_loss(lp, None, io["ref_logps"], io["advantages"], *tokens, objective, parts, kl_weight=found.kl[0])
+    rows = Rows(io["advantages"], found.weight[0], found.mask[0], ref=io["ref_logps"], kl_weight=found.kl[0])
+    loss = policy_loss(Replay(lp), rows, objective, denominators(found, objective))
     close(loss.value, io["loss"])
     check_gradient(loss, lp, io["grad"], atol=2e-7, rtol=1e-3)
 
@@ -176,8 +175,8 @@ def test_ucas() -> None:
 
 def test_oar() -> None:
     io, settings = read("token_credit_own")["oar_reshape"], parameters("token_credit_own", "oar_reshape")
-    rule = ReshapedImportance("saliency", settings["threshold_quantile"], settings["floor"], settings["boost"])
-    close(credit(rule, {"saliency": io["saliency"]}).weight[0], io["weights"])
+    rule = ReshapedImportance("entropy", settings["threshold_quantile"], settings["floor"], settings["boost"])
+    close(credit(rule, {"entropy": io["saliency"]}).weight[0], io["weights"])
 
 
 def test_every_case_of_the_own_credits_is_covered() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from t2i_rl.credit import TokenCredit
-from t2i_rl.objectives import Loss, Objective, denominators, kl_terms, policy_loss
+from t2i_rl.objectives import Loss, Objective, Replay, Rows, denominators, kl_terms, policy_loss
 from t2i_rl.surrogates import Cispo, Clipped, DualClipped, Sapo, Surrogate, TwoSided
 from tests.parity.test_objectives import check_gradient, close, parameters, read
 
@@ -51,9 +51,9 @@ def loss_of(case: str) -> tuple[Loss, Tensor]:
     lp, mask = io.get("logps", inputs["logps"]).clone().requires_grad_(), inputs["mask"].bool()
     weight = io.get("weights", torch.ones_like(lp)) * io.get("entropy_mask", torch.ones_like(lp))
     form = objective(settings)
-    data = inputs["old_logps"], inputs["ref_logps"], inputs["advantages"], weight, mask
+    rows = Rows(inputs["advantages"], weight, mask, inputs["old_logps"], inputs["ref_logps"])
     # The VLM release penalizes -lp, the one-sample estimate of the entropy.
-    return policy_loss(lp, *data, form, denominators(TokenCredit(weight, mask), form), entropy=-lp), lp
+    return policy_loss(Replay(lp, entropy=-lp), rows, form, denominators(TokenCredit(weight, mask), form)), lp
 
 
 @pytest.mark.parametrize("case", CASES)

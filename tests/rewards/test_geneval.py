@@ -17,6 +17,7 @@ from rewards.geneval import (
     GenEvalOptions,
     Objects,
     Verdict,
+    color_questions,
     iou,
     keep,
     keep_all,
@@ -151,6 +152,22 @@ def test_the_partial_score_is_a_fraction_and_one_only_when_correct(
     assert (ours.score == 1) == ours.correct == (not ours.reason)
     if ours.correct:
         assert judge("official", include, objects, colors, exclude=exclude).correct
+
+
+@given(st.lists(entries, min_size=1, max_size=3), found)
+def test_every_rule_set_asks_only_the_colors_that_are_foreseen(include: list[dict], objects: Objects) -> None:
+    metadata = {"include": include}
+    foreseen = color_questions(metadata, objects)
+    asked: dict[str, int] = {}
+
+    def colors_of(name: str, chosen: Sequence[Detection]) -> list[str]:
+        assert list(chosen) == list(foreseen[name][: len(chosen)])
+        asked[name] = max(asked.get(name, 0), len(chosen))
+        return ["red"] * len(chosen)
+
+    for rule in RULES.values():
+        rule(metadata, objects, colors_of, OPTIONS)
+    assert asked == {name: len(chosen) for name, chosen in foreseen.items()}
 
 
 @given(st.integers(1, 4))

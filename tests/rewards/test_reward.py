@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import RewardError
-from rewards.reward import Scores, score_images
+from rewards.reward import Scores, dropped_groups, joined, score_each, score_images
 
 
 class Fixed:
@@ -44,9 +44,9 @@ def test_finite_scores_pass_unchanged() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_no_number_is_refused_by_image(value: float) -> None:
     bad, good = torch.tensor([0.0, value]), torch.zeros(2)
-    with pytest.raises(RewardError, match=r'fixed: total of image 1 \("a photo of a cat"\) is -?(nan|inf)'):
+    with pytest.raises(RewardError, match=r'fixed: image 1 \("a photo of a cat"\) has no score: total is -?(nan|inf)'):
         call(bad, {})
-    with pytest.raises(RewardError, match="strict of image 1"):
+    with pytest.raises(RewardError, match="has no score: strict is"):
         call(good, {"strict": bad})
 
 
@@ -67,3 +67,31 @@ def test_another_length_is_refused(total: Tensor, parts: dict[str, Tensor], reas
 def test_images_without_prompts_are_refused() -> None:
     with pytest.raises(RewardError, match="2 images, 1 prompts and 2 metadata"):
         score_images(Fixed(Scores(torch.zeros(2), {}, ("", ""))), IMAGES, PROMPTS[:1], [{}, {}])
+
+
+def test_what_is_no_number_is_a_failure_of_its_image_alone() -> None:
+    total, part = torch.tensor([0.5, float("nan")]), torch.tensor([1.0, 2.0])
+    scores = score_each(Fixed(Scores(total, {"strict": part}, ("", ""))), IMAGES, PROMPTS, [{}, {}])
+    assert scores.failures.keys() == {1}
+    assert scores.total.tolist() == [0.5, 0.0] and scores.parts["strict"].tolist() == [1.0, 0.0]
+
+
+def test_groups_with_a_failure_are_dropped() -> None:
+    scores = Scores(torch.zeros(6), {}, ("",) * 6, failures={3: "late"})
+    assert dropped_groups(scores, 2).tolist() == [False, True, False]
+    assert dropped_groups(scores, 3).tolist() == [False, True]
+
+
+def test_batches_are_joined_in_order() -> None:
+    one = Scores(torch.tensor([1.0]), {"a": torch.tensor([2.0])}, ("x",), faults={"busy": 1})
+    lost = Scores(torch.zeros(2), {}, ("", ""), failures={0: "gone", 1: "gone"}, faults={"busy": 2})
+    whole = joined([one, lost, one])
+    assert whole.total.tolist() == [1, 0, 0, 1] and whole.parts["a"].tolist() == [2, 0, 0, 2]
+    assert whole.reasons == ("x", "", "", "x")
+    assert whole.failures == {1: "gone", 2: "gone"} and whole.faults == {"busy": 4}
+
+
+def test_batches_with_other_parts_do_not_join() -> None:
+    one, other = Scores(torch.zeros(1), {"a": torch.zeros(1)}, ("",)), Scores(torch.zeros(1), {}, ("",))
+    with pytest.raises(RewardError, match="only some of the images have the part 'a'"):
+        joined([one, other])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewards import registry
-from rewards.detectors.base import Detection
+from rewards.detectors.base import Subject
 from rewards.detectors.shapes import PaletteColours, ShapesDetector
 from rewards.errors import RewardError
 from rewards.geneval import GenEvalOptions
@@ -42,7 +42,7 @@ def test_the_detector_finds_the_objects_of_rendered_scenes() -> None:
             sum(
                 name == item.shape
                 and one.score > GenEvalOptions().counting_threshold
-                and PaletteColours().classify(image, [one], name) == [item.color]
+                and PaletteColours().classify([Subject(image, one, name)]) == [item.color]
                 and np.abs(one.box - item.box).max() <= 1
                 for name, one in found
             )
@@ -106,20 +106,30 @@ def test_the_partial_reward_logs_the_official_verdict_beside_it() -> None:
     assert score("shapes-partial-released", record, scene).total.item() == -1
 
 
-def test_colors_are_classified_once_and_only_where_a_prompt_names_one() -> None:
+def test_the_colors_of_a_batch_are_asked_in_one_call_and_only_where_a_prompt_names_one() -> None:
     class Counting(PaletteColours):
-        calls = 0
+        calls: list[int]
 
-        def classify(self, image: np.ndarray, detections: Sequence[Detection], class_name: str) -> list[str]:
-            self.calls += 1
-            return super().classify(image, detections, class_name)
+        def classify(self, subjects: Sequence[Subject]) -> list[str]:
+            self.calls.append(len(subjects))
+            return super().classify(subjects)
 
-    for color, calls in (({}, 0), ({"color": "red"}, 1)):
+    image = render([Shape("circle", "red", 4, 4, 16), Shape("circle", "blue", 24, 24, 16)])
+    for color, calls in (({}, []), ({"color": "red"}, [3])):
         classifier = Counting()
-        record = {"tag": "colors", "include": [{"class": "circle", "count": 1, **color}]}
-        image = render([Shape("circle", "red", 4, 4, 16)])
-        GenEvalReward(ShapesDetector(), classifier).score([image], ["a photo of a circle"], [record])
+        classifier.calls = []
+        records = [{"tag": "colors", "include": [{"class": "circle", "count": count, **color}]} for count in (1, 2, 3)]
+        scores = GenEvalReward(ShapesDetector(), classifier, "official").score([image] * 3, [""] * 3, records)
         assert classifier.calls == calls
+        assert scores.total.tolist()[2] == 0
+
+
+def test_a_threshold_under_what_the_detector_returns_is_refused() -> None:
+    class Strict(ShapesDetector):
+        min_score = 0.5
+
+    with pytest.raises(ValueError, match=r"shapes drops what scores up to 0\.5, over the threshold 0\.3"):
+        GenEvalReward(Strict(), PaletteColours())
 
 
 def test_the_splits_are_disjoint_and_cover_the_world() -> None:

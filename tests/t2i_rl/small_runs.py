@@ -127,7 +127,7 @@ DEATHS = (
 
 
 if __name__ == "__main__":
-    BUILDERS["brightness"] = Brightness
+    BUILDERS["brightness"] = lambda device: Brightness()
     # One process imports, its forks run and die; torch has no threads before its first operation.
     for death in DEATHS:
         if (child := os.fork()) == 0:

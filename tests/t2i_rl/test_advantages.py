@@ -7,17 +7,15 @@ from hypothesis import strategies as st
 from t2i_rl.advantages import (
     AdvantageRule,
     BestOfGroup,
+    EntropyReward,
     LeaveOneOut,
     Scale,
     ValueAnchored,
     VirtualBest,
     WinRate,
     advantages,
-    entropy_reward,
-    judged_win_rates,
     normalize_then_sum,
-    sum_then_normalize,
-    undecided,
+    weighted_sum,
     win_rates,
     zero_variance,
 )
@@ -109,13 +107,9 @@ def test_only_the_best_earns_its_lead() -> None:
     torch.testing.assert_close(found, torch.tensor([[0, 0, 2 / std], [0, 0, 0]]))
 
 
-def test_win_rates_are_those_of_a_judge_that_looks_at_the_scores() -> None:
+def test_win_rates_count_ties_half() -> None:
     scores = torch.tensor([[0.3, 0.9, 0.3, 0.1]])
-    found = judged_win_rates(scores[0].tolist(), lambda left, right: 0.5 * ((left > right) + (left >= right)))
-    assert found == pytest.approx([0.5, 1.0, 0.5, 0.0])
-    torch.testing.assert_close(win_rates(scores)[0], torch.tensor(found))
-    with pytest.raises(ValueError, match="at least 2 images"):
-        judged_win_rates([1.0], lambda left, right: 1.0)
+    torch.testing.assert_close(win_rates(scores)[0], torch.tensor([0.5, 1.0, 0.5, 0.0]))
 
 
 @settings(deadline=None, max_examples=25)
@@ -128,22 +122,20 @@ def test_several_rewards() -> None:
     quality = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     both = torch.stack([quality, 100 * quality.flip(-1)])
     # Summed first, the reward of large spread decides; normalized first, the one of large weight.
-    torch.testing.assert_close(sum_then_normalize(both, [2, 1]), advantages(-98 * quality))
+    torch.testing.assert_close(advantages(weighted_sum(both, [2, 1])), advantages(-98 * quality))
     assert torch.equal(normalize_then_sum(both, [2, 1]) > 0, quality > 0)
     torch.testing.assert_close(normalize_then_sum(both, [1, 0]).std(), torch.tensor(1.0), atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="2 rewards have 1 weights"):
-        sum_then_normalize(both, [1])
-
-
-def test_groups_of_one_verdict_are_decided() -> None:
-    assert undecided(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])).tolist() == [False, True, False]
+        weighted_sum(both, [1])
 
 
 def test_the_entropy_reward_favours_best_images_near_the_reference_and_skips_equal_groups() -> None:
     rewards = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     entropy, reference = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]), torch.ones(2, 3)
-    found = entropy_reward(rewards, entropy, reference)
+    found = EntropyReward()(rewards, entropy, reference)
     assert found[0, 0] == 0
     assert found[0, 1] > 1 > found[0, 2]
     assert torch.equal(found[1], rewards[1])
-    assert not torch.equal(entropy_reward(rewards, entropy, reference, on_zero_variance="released")[1], rewards[1])
+    assert not torch.equal(EntropyReward(on_zero_std="released")(rewards, entropy, reference)[1], rewards[1])
+    with pytest.raises(UserError, match="no on_zero_std 'keep'"):
+        EntropyReward(on_zero_std="keep")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from t2i_rl.cli import COMMANDS, main, resolve
-from t2i_rl.config import preset
 from t2i_rl.errors import UserError
+from t2i_rl.presets import preset
 
 REFUSED = [
     ("fly", "there is no command 'fly': choose one of train, generate, eval, heatmap"),
@@ -34,10 +34,20 @@ REFUSED = [
     ("eval geneval --model huge", "unknown model 'huge'"),
     ("generate ring --top-p 3", "top-p is 3.0"),
     ("heatmap", "Missing"),
+    ("plan --model huge", "unknown model 'huge'"),
+    ("plan --model tiny --gpus 0", "gpus is 0: it has to be at least 1"),
+    ("check --model huge", "unknown model 'huge'"),
+    ("check --dtype float8", "invalid choice 'float8'"),
+    ("export --model tiny --out out", "tiny has no adapters to merge: name a --format"),
+    ("train --lora.rank -1", "lora.rank is -1: it has to be 0 or more"),
+    ("serve", "Missing"),
+    ("serve beauty", "there is no reward named 'beauty': choose one of shapes"),
+    ("serve shapes --port 99999", "port is 99999: it has to be in 0..65535"),
+    ("serve shapes --batch 0", "batch is 0: it has to be at least 1"),
     ("heatmap ring --group-size x", "Error parsing --group-size"),
 ]
 HELP = ["", "--help", "train --help", "train --resume runs/a --help", "generate --help", "eval --help"]
-HELP += ["eval geneval --help", "heatmap -h"]
+HELP += ["eval geneval --help", "heatmap -h", "plan --help", "check --help", "serve --help"]
 
 CHILD = """
 import json, sys
@@ -97,6 +107,16 @@ def test_flag_over_run_file_over_preset(tmp_path: Path):
     assert resolve(["--config", str(file), "--steps", "3"]).steps == 3
 
 
+def test_flags_of_several_kinds():
+    words = "--negative-prompt blurry --contrast-prompt dull --reward-weights strict 1 total 0.5"
+    words += " --update.log-prob cfg --update.no-unconditional-gradient"
+    config = resolve(words.split())
+    assert (config.rollout.sampling.negative_prompt, config.contrast_prompt) == ("blurry", "dull")
+    assert config.reward_weights == {"strict": 1.0, "total": 0.5}
+    assert config.update.log_prob == "cfg" and not config.update.unconditional_gradient
+    assert resolve([]).contrast_prompt is None and resolve(["--contrast-prompt", ""]).contrast_prompt == ""
+
+
 def test_what_picks_the_preset(tmp_path: Path):
     """A flag that names the model, reward or method decides over the run file, and both over the default."""
     assert resolve([]) == preset("tiny", "shapes", "cfg")
@@ -143,3 +163,10 @@ def test_a_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch.setitem(COMMANDS, "train", lost)
     with pytest.raises(ConnectionResetError):  # no sentence would help: a bug keeps its traceback
         main(["train"])
+
+
+def test_several_rewards_need_no_quotes():
+    words = ["geneval:1.0", "hpsv2:0.5@http://a:1,http://b:2"]
+    assert resolve(["--reward", *words, "--steps", "3"]).reward == " ".join(words)
+    assert resolve(["--steps", "3", "--reward", " ".join(words)]).reward == " ".join(words)
+    assert resolve([]).reward == "shapes"

@@ -6,27 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from t2i_rl.config import PRESETS, TrainConfig, fixed, override, preset, read_settings, to_json
+from t2i_rl.config import TrainConfig, fixed, override, read_settings, to_json
 from t2i_rl.errors import UserError
-from t2i_rl.methods import METHODS
 
 
-@pytest.mark.parametrize("names", PRESETS)
-def test_a_preset_is_of_what_it_is_named_for(names: tuple[str, str, str]):
-    config = PRESETS[names]
-    assert (config.model, config.reward, config.method) == names
-    assert config.method in METHODS
-
-
-def test_without_a_preset_there_are_the_defaults():
-    assert preset("some/model", "shapes", "grpo") == TrainConfig(model="some/model", reward="shapes", method="grpo")
-
-
-@pytest.mark.parametrize("names", PRESETS)
-def test_written_down_and_read_back(names: tuple[str, str, str], tmp_path: Path):
+def test_settings_that_may_be_absent_or_hold_names(tmp_path: Path):
+    config = override(TrainConfig(), {"contrast-prompt": "a ring", "reward-weights": {"strict": 1}}, "x.toml")
+    assert (config.contrast_prompt, config.reward_weights) == ("a ring", {"strict": 1.0})
     path = tmp_path / "config.json"
-    path.write_text(to_json(PRESETS[names]))
-    assert override(TrainConfig(), read_settings(path), "config.json") == PRESETS[names]
+    path.write_text(to_json(config))
+    assert override(TrainConfig(), read_settings(path), "config.json") == config
+    assert override(config, {"contrast_prompt": None}, "x.json").contrast_prompt is None
+    assert fixed(config)["reward_weights.strict"] == 1.0 and fixed(TrainConfig())["reward_weights"] == {}
 
 
 def test_nested_settings_and_both_spellings():
@@ -80,7 +71,18 @@ def test_nested_settings_and_both_spellings():
         ({"checkpoint": {"every": 0}}, "checkpoint.every is 0"),
         ({"checkpoint": {"keep_last": 0}}, "checkpoint.keep-last is 0"),
         ({"steps": 0}, "steps is 0"),
+        ({"rollout": {"resample_rounds": 0}}, "rollout.resample-rounds is 0"),
+        ({"update": {"log_prob": "uncond"}}, "log_prob is 'uncond': choose one of cond, cfg"),
+        ({"update": {"unconditional_gradient": 1}}, "unconditional_gradient is 1: it has to be of type bool"),
+        ({"reward_weights": 3}, "reward_weights is 3: it has to hold named numbers"),
+        ({"reward_weights": {"strict": "much"}}, "reward_weights, strict is 'much': it has to be of type float"),
+        ({"reward_weights": {"strict": float("nan")}}, "it has to be names with finite numbers"),
+        ({"contrast_prompt": 3}, "contrast_prompt is 3: it has to be of type str"),
         ({"seed": -1}, "seed is -1"),
+        ({"lora": {"rank": -1}}, "lora.rank is -1"),
+        ({"lora": {"alpha": 0}}, "lora.alpha is 0.0"),
+        ({"lora": {"targets": "q_proj"}}, "targets is 'q_proj': it has to be a list"),
+        ({"lora": {"targets": [3]}}, "targets is 3: it has to be of type str"),
     ],
 )
 def test_what_is_refused(settings: object, says: str):

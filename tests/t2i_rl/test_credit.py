@@ -61,7 +61,8 @@ def test_critical_tokens_are_exactly_three_disjoint_sets(side: int, share: float
     gradient, alike = torch.rand((2, 2, 3, side * side), generator=generator)
     if coarse:  # many ties
         gradient, alike = gradient.round(), alike.round()
-    classes = critical_classes(gradient, alike, share)
+    layout = TokenLayout(((side, side),), (1,) * side**2)
+    classes = critical_classes(gradient, alike, layout, share)
     size = int(share * side * side)
     assert all((kept.sum(-1) == size).all() for kept in classes.values())
     assert (sum(kept.int() for kept in classes.values()) <= 1).all()

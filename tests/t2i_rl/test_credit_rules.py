@@ -14,7 +14,7 @@ from t2i_rl.credit.gtpo import ConflictingTokens
 from t2i_rl.credit.guidance import GuidanceContrast, kl_factor, minmax
 from t2i_rl.credit.oar import ReshapedImportance
 from t2i_rl.credit.position import EarlyTokens, SlidingWindow
-from t2i_rl.credit.product import Product, TeachingGroups, times
+from t2i_rl.credit.product import Product, times
 from t2i_rl.credit.stage import DissimilarTokens, opposite_similarity
 from t2i_rl.credit.tw import DivergentPositions
 from t2i_rl.credit.ucas import UncertaintyShaping
@@ -58,7 +58,6 @@ RULES: list[CreditRule] = [
     ReshapedImportance(),
     EarlyTokens(),
     SlidingWindow(),
-    TeachingGroups(),
 ]
 
 
@@ -81,7 +80,7 @@ def test_a_rule_treats_the_images_of_a_group_alike(rule: CreditRule) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [DissimilarTokens(), DownSampling(), UncertaintyShaping(), ConflictingTokens(), TeachingGroups()], ids=repr
+    "rule", [DissimilarTokens(), DownSampling(), UncertaintyShaping(), ConflictingTokens()], ids=repr
 )
 def test_rules_that_need_advantages_say_so(rule: CreditRule) -> None:
     with pytest.raises(ValueError, match="needs the advantages of the images"):
@@ -120,6 +119,16 @@ def test_parts_of_the_critical_tokens() -> None:
     others = CriticalTokens(share, keep="complement")(sampled, vectors, LAYOUT)
     assert torch.equal(others.mask, ~whole.mask)
     assert CriticalTokens(embedding="codebook").embeddings == "codebook"
+
+
+def test_the_three_sets_may_differ_in_size() -> None:
+    sampled, vectors = rollout(), embeddings()
+    found = CriticalTokens(0.2, ratio=(1.5, 1.0, 0.5))(sampled, vectors, LAYOUT)
+    assert [int(kept[0, 0].sum()) for kept in found.classes.values()] == [3, 2, 1]
+    assert (found.mask.sum(-1) == 6).all()
+    for ratio in ((0.0, 1.0, 1.0), (4.0, 1.0, 1.0), (1.0, 4.2, 0.1)):
+        with pytest.raises(UserError, match="do not fit"):
+            CriticalTokens(0.2, ratio=ratio)
 
 
 def test_sets_may_overlap_in_the_union() -> None:
@@ -246,12 +255,6 @@ def test_credits_compose_by_product() -> None:
     assert found.advantages is not None
 
 
-def test_groups_without_advantages_are_dropped() -> None:
-    mask = TeachingGroups()(rollout(), None, LAYOUT, Context(ADVANTAGES)).mask
-    assert mask[0].all()
-    assert not mask[1].any()
-
-
 def test_contradictory_products_are_refused() -> None:
     with pytest.raises(UserError, match="look at different token embeddings"):
         Product((CriticalTokens(), DissimilarTokens()))
@@ -287,6 +290,7 @@ def test_contradictory_products_are_refused() -> None:
         (DownSampling, {"tokens": 2.0}, "share 2.0"),
         (UncertaintyShaping, {"penalty": -1.0}, "must not be negative"),
         (ReshapedImportance, {"quantile": 1.0}, "quantile 1.0"),
+        (ReshapedImportance, {"importance": "beauty"}, "no importance 'beauty': choose one of entropy"),
         (EarlyTokens, {"slope": 2.0}, "slope 2.0"),
         (SlidingWindow, {"unit": "token"}, "no unit 'token'"),
         (SlidingWindow, {"size": 0}, "size 0"),

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from models.policy import Condition, TokenLayout
-from t2i_rl.advantages import advantages
+from t2i_rl.advantages import EntropyReward, VirtualBest, advantages
 from t2i_rl.baselines import Tracker
 from t2i_rl.credit import Context
 from t2i_rl.credit.critical import CriticalTokens, DynamicWeight
 from t2i_rl.credit.guidance import GuidanceContrast
 from t2i_rl.errors import UserError
 from t2i_rl.methods import METHODS, Method, describe, find_method
-from t2i_rl.objectives import Objective, denominators, policy_loss
+from t2i_rl.objectives import Objective, Replay, Rows, denominators, policy_loss
 from t2i_rl.rollout import Rollout
 from t2i_rl.statistics import STATISTICS
 
@@ -52,9 +52,11 @@ def test_a_method_turns_a_rollout_into_a_gradient(method: Method) -> None:
     parts = denominators(credit, method.objective)
     by_token = (earned[..., None].expand(shape) if credit.advantages is None else credit.advantages).flatten(0, 1)
     weight, mask = credit.weight.flatten(0, 1), credit.mask.flatten(0, 1)
-    factor = None if credit.kl is None else credit.kl.flatten(0, 1)
     lp = (-torch.rand(shape, generator=generator)).flatten(0, 1).requires_grad_()
-    loss = method.loss(lp, None, lp.detach(), by_token, weight, mask, parts, kl_weight=factor, layout=layout)
+    # Entropy and exact KL have tests of their own: here they are flat.
+    flat = torch.zeros(lp.shape)
+    replay = Replay(lp, flat, flat if method.objective.kl == "full" else None)
+    loss = method.loss(replay, Rows.of(credit, earned, None, lp.detach()), parts, layout)
     loss.value.backward()
     assert loss.value.isfinite()
     if method.dynamic is not None and not method.dynamic.detach:
@@ -74,6 +76,10 @@ def test_a_description_names_every_part(method: Method) -> None:
     assert ("no KL" in text) == (method.objective.beta == 0)
     assert (f"times       {method.dynamic!r}" in text) == (method.dynamic is not None)
     assert all(name in text for name in method.credit.statistics)
+    assert ("EntropyReward(" in text) == (method.entropy_reward is not None)
+    assert ("further prompts are sampled" in text) == (method.filter_zero_std == "resample")
+    if method.credit.statistics:
+        assert "measured again" in describe(replace(method, source="current"))
 
 
 def test_the_papers_methods_keep_their_settings() -> None:
@@ -89,6 +95,14 @@ def test_contradictions_are_refused() -> None:
         Method("x", "", objective=Objective(denominator="weight"), dynamic=DynamicWeight())
     with pytest.raises(UserError, match="no scale 'std': choose one of group, batch, none"):
         Method("x", "", scale="std")
+    with pytest.raises(UserError, match="no filter_zero_std 'maybe': choose one of off, drop, resample"):
+        Method("x", "", filter_zero_std="maybe")
+    with pytest.raises(UserError, match="VirtualBest learns from groups of equal rewards"):
+        Method("x", "", scale=VirtualBest(), filter_zero_std="drop")
+    with pytest.raises(UserError, match="no source 'past'"):
+        Method("x", "", source="past")
+    with pytest.raises(UserError, match="looks at no statistics: set source to rollout"):
+        Method("x", "", source="current")
     with pytest.raises(ValueError, match="prompts and their history"):
         advantages(torch.zeros(1, 2), Tracker())
 
@@ -105,8 +119,11 @@ def test_the_dynamic_weight_is_applied_and_needs_the_reference_at_any_beta() -> 
     )
     parts = denominators(credit, method.objective)
     assert method.dynamic is not None
-    expected = policy_loss(lp, None, ref, values, method.dynamic(lp, ref), ones.bool(), method.objective, parts)
-    assert method.loss(lp, None, ref, values, ones, ones.bool(), parts).value == expected.value
+    rows = Rows(values, ones, ones.bool(), ref=ref)
+    weighed = replace(rows, weight=method.dynamic(lp, ref))
+    expected = policy_loss(Replay(lp), weighed, method.objective, parts)
+    assert method.loss(Replay(lp), rows, parts).value == expected.value
     with pytest.raises(ValueError, match="critical needs the reference"):
-        method.loss(lp, None, None, values, ones, ones.bool(), parts)
+        method.loss(Replay(lp), replace(rows, ref=None), parts)
     assert not replace(METHODS["grpo"], objective=Objective(beta=0)).needs_reference
+    assert replace(METHODS["grpo"], objective=Objective(beta=0), entropy_reward=EntropyReward()).needs_reference

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import get_args
 
@@ -10,7 +11,19 @@ from hypothesis import strategies as st
 from t2i_rl.credit import TokenCredit
 from t2i_rl.credit.critical import DynamicWeight
 from t2i_rl.errors import UserError
-from t2i_rl.objectives import KL, Denominator, Denominators, Loss, Objective, denominators, k3, kl_terms, policy_loss
+from t2i_rl.objectives import (
+    KL,
+    Denominator,
+    Denominators,
+    Loss,
+    Objective,
+    Replay,
+    Rows,
+    denominators,
+    k3,
+    kl_terms,
+    policy_loss,
+)
 from t2i_rl.surrogates import Clipped, Dhpo, log_ratio
 
 ROWS, TOKENS = 6, 12
@@ -36,12 +49,14 @@ class Batch:
     def credit(self) -> TokenCredit:
         return TokenCredit(self.weight.view(2, -1, TOKENS), self.mask.view(2, -1, TOKENS))
 
+    def rows(self, on_policy: bool = False) -> Rows:
+        return Rows(self.advantages, self.weight, self.mask, None if on_policy else self.old, self.ref)
+
     def loss(
         self, objective: Objective, parts: Denominators, rows: slice = slice(None), on_policy: bool = False
     ) -> Loss:
-        old = None if on_policy else self.old[rows]
-        weight, mask = self.weight[rows], self.mask[rows]
-        return policy_loss(self.lp[rows], old, self.ref[rows], self.advantages[rows], weight, mask, objective, parts)
+        chosen = range(ROWS)[rows]
+        return policy_loss(Replay(self.lp[chosen]), self.rows(on_policy).take(chosen), objective, parts)
 
 
 def gradient(loss: Loss, lp: torch.Tensor) -> torch.Tensor:
@@ -74,8 +89,8 @@ def test_clipping_takes_the_gradient_away_where_the_move_went_far_enough(
     lp, old = torch.tensor([[-2.0]], requires_grad=True), torch.tensor([[-2.0 - math.log(ratio)]])
     credit = TokenCredit(torch.ones(1, 1, 1), torch.ones(1, 1, 1).bool())
     parts = denominators(credit, Objective())
-    weight, mask = credit.weight[0], credit.mask[0]
-    loss = policy_loss(lp, old, None, torch.tensor([advantage]), weight, mask, Objective(), parts)
+    rows = Rows(torch.tensor([advantage]), credit.weight[0], credit.mask[0], old)
+    loss = policy_loss(Replay(lp), rows, Objective(), parts)
     assert gradient(loss, lp).item() == pytest.approx(-advantage * slope)
     assert loss.clip_fraction == (slope == 0)
 
@@ -144,7 +159,7 @@ def test_the_kl_needs_a_reference() -> None:
     batch, objective = Batch(), Objective(beta=0.1)
     parts = denominators(batch.credit, objective)
     with pytest.raises(ValueError, match="reference"):
-        policy_loss(batch.lp, None, None, batch.advantages, batch.weight, batch.mask, objective, parts)
+        policy_loss(Replay(batch.lp), Rows(batch.advantages, batch.weight, batch.mask), objective, parts)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +201,8 @@ def test_the_kl_factor_bears_on_the_kl_alone() -> None:
     batch, objective = Batch(), Objective(beta=0.1)
     parts = denominators(batch.credit, objective)
     half = torch.full_like(batch.weight, 0.5)
-    data = (batch.lp, batch.old, batch.ref, batch.advantages, batch.weight, batch.mask, objective, parts)
-    plain, halved = policy_loss(*data), policy_loss(*data, kl_weight=half)
+    plain = batch.loss(objective, parts)
+    halved = policy_loss(Replay(batch.lp), replace(batch.rows(), kl_weight=half), objective, parts)
     assert (plain.policy, plain.kl) == (halved.policy, halved.kl)
     torch.testing.assert_close(halved.value, plain.policy + 0.05 * plain.kl)
 
@@ -206,18 +221,18 @@ def test_kl_forms_vanish_at_the_reference(form) -> None:
 def test_the_full_kl_is_given() -> None:
     batch, objective = Batch(), Objective(beta=0.5, kl="full")
     exact = batch.lp.exp()
-    data = (batch.lp, None, None, batch.advantages, batch.weight, batch.mask, objective)
-    loss = policy_loss(*data, denominators(batch.credit, objective), divergence=exact)
+    rows = Rows(batch.advantages, batch.weight, batch.mask)
+    loss = policy_loss(Replay(batch.lp, kl=exact), rows, objective, denominators(batch.credit, objective))
     torch.testing.assert_close(loss.kl, exact[batch.mask].mean().detach())
     torch.testing.assert_close(loss.value.detach(), loss.policy + 0.5 * loss.kl)
 
 
 def test_the_entropy_bonus_is_taken_from_the_loss() -> None:
     batch, objective = Batch(), Objective(beta=0.1, entropy_bonus=0.5)
-    data = (batch.lp, None, batch.ref, batch.advantages, batch.weight, batch.mask, objective)
-    parts = denominators(batch.credit, objective)
+    parts, rows = denominators(batch.credit, objective), batch.rows(on_policy=True)
     entropy = batch.lp.square()
-    plain, found = batch.loss(Objective(beta=0.1), parts, on_policy=True), policy_loss(*data, parts, entropy=entropy)
+    plain = batch.loss(Objective(beta=0.1), parts, on_policy=True)
+    found = policy_loss(Replay(batch.lp, entropy), rows, objective, parts)
     torch.testing.assert_close(found.value, plain.value - 0.5 * entropy[batch.mask].mean())
     with pytest.raises(ValueError, match="pass the entropy"):
-        policy_loss(*data, parts)
+        policy_loss(Replay(batch.lp), rows, objective, parts)

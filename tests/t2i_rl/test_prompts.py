@@ -7,7 +7,7 @@ import pytest
 
 from t2i_rl import shapes_world
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import Prompt, batch, load_prompts, tag_of
+from t2i_rl.prompts import REPEATS, Prompt, batch, further_batch, load_prompts, tag_of
 
 
 def test_the_shapes_world_by_name():
@@ -16,7 +16,10 @@ def test_the_shapes_world_by_name():
     assert all(prompt.metadata["prompt"] == prompt.text for prompt in train)
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in heldout}
     assert {prompt.text for prompt in train} == {record["prompt"] for record in shapes_world.prompts("train")}
-    assert len(set(Counter(map(tag_of, train)).values())) == 1
+    found, drawn = Counter(map(tag_of, train)), Counter(str(r["tag"]) for r in shapes_world.prompts("train"))
+    times = {tag: found[tag] / drawn[tag] for tag in drawn}
+    assert times["color_attr"] == 1
+    assert all(times[tag] == min(REPEATS, drawn["color_attr"] // drawn[tag]) for tag in drawn)
 
 
 def test_jsonl_keeps_the_object_as_metadata(tmp_path: Path):
@@ -80,3 +83,12 @@ def test_every_epoch_visits_each_prompt_once(size: int):
 def test_the_order_depends_on_the_seed_and_on_nothing_else():
     assert batch(10, 4, 3, seed=1) == batch(10, 4, 3, seed=1)
     assert batch(10, 0, 10, seed=1) != batch(10, 0, 10, seed=2)
+
+
+def test_further_prompts_depend_on_seed_step_and_attempt_and_a_larger_size_only_goes_on():
+    found = further_batch(10, 4, 1, 10, seed=1)
+    assert sorted(found) == list(range(10))
+    assert further_batch(10, 4, 1, 3, seed=1) == found[:3]
+    assert further_batch(10, 4, 1, 13, seed=1) == found + found[:3]
+    for step, attempt, seed in ((4, 2, 1), (5, 1, 1), (4, 1, 2)):
+        assert further_batch(10, step, attempt, 10, seed) != found

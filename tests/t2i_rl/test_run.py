@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from models.janus import JanusPolicy
 from rewards.registry import BUILDERS
+from rewards.reward import Scores
 from t2i_rl import checkpoints
 from t2i_rl.cli import main
 from t2i_rl.pictures import draw_progress
 from t2i_rl.run import best_step
-from tests.t2i_rl.small_runs import DEATHS, STEPS, Brightness, train_words
+from t2i_rl.trainer import Trainer
+from tests.t2i_rl.small_runs import DEATHS, DIES_AT, STEPS, Brightness, train_words
 
 pytestmark = pytest.mark.usefixtures("brightness")
 
@@ -28,7 +32,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS, "brightness", Brightness)
+        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
         assert main(train_words(model, run)) == 0
     return run
 
@@ -120,6 +124,63 @@ def test_the_run_changes_the_weights(finished: Path, model: Path):
 def test_a_killed_run_ends_like_one_that_was_not(killed: Path, finished: Path, death: str):
     assert main(["train", "--resume", str(killed / death)]) == 0
     assert_same_run(killed / death, finished)
+
+
+class Coarse(Brightness):
+    """So coarse that the images of a group often score the same."""
+
+    def score(self, images, prompts, metadata) -> Scores:
+        fine = super().score(images, prompts, metadata)
+        return replace(fine, total=(25 * fine.total).round())
+
+
+# What a step needs beyond weights and moments: history, prompts in place of others, settings that name parts.
+REMEMBERING = [
+    ("tracker", ""),
+    ("spo", ""),
+    ("dapo", "--rollout.resample-rounds 3"),
+    ("grpo", "--reward-weights total 2.0 --update.log-prob cfg --update.updates-per-rollout 2"),
+    ("cfg[source=current]", "--contrast-prompt ring --negative-prompt cross --update.updates-per-rollout 2"),
+]
+
+
+@pytest.mark.parametrize(("method", "more"), REMEMBERING, ids=[method for method, _ in REMEMBERING])
+def test_what_a_run_remembers_survives(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, more: str
+):
+    monkeypatch.setitem(BUILDERS, "coarse", lambda device: Coarse())
+    words = [*more.split(), "--reward", "coarse"]
+    assert main(train_words(model, tmp_path / "whole", method, *words)) == 0
+    with monkeypatch.context() as patch:
+        step = Trainer.step
+
+        def stopped(self: Trainer, number: int) -> dict[str, float]:
+            if number == DIES_AT:
+                raise KeyboardInterrupt
+            return step(self, number)
+
+        patch.setattr(Trainer, "step", stopped)
+        assert main(train_words(model, tmp_path / "stopped", method, *words)) == 130
+    assert main(["train", "--resume", str(tmp_path / "stopped")]) == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    rows = without_time(tmp_path / "whole")
+    assert any(row.get("zero_variance", 0) > 0 for row in rows)
+    assert (method == "dapo") == any(row.get("groups_resampled", 0) > 0 for row in rows)
+
+
+def test_a_resumed_run_copies_no_reference(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The model that the run began with is the reference; the checkpoint's is never copied."""
+    copied_from = []
+    reference = JanusPolicy.reference
+
+    def counted(self: JanusPolicy) -> JanusPolicy:
+        copied_from.append(self)
+        return reference(self)
+
+    monkeypatch.setattr(JanusPolicy, "reference", counted)
+    run = copied(finished, tmp_path)
+    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1)]) == 0
+    assert len(copied_from) == 1
 
 
 def test_more_steps(finished: Path, tmp_path: Path):

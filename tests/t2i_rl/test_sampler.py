@@ -1,6 +1,7 @@
 """Sampling: the noise decides alone, the statistics are the model's, the draw follows the distribution."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,13 +9,15 @@ from torch import Tensor
 
 from models.janus import JanusPolicy
 from t2i_rl.config import Sampling
+from t2i_rl.credit import CONTRASTS, StatisticName
+from t2i_rl.distribution import filtered, mix
 from t2i_rl.noise import occurrences
 from t2i_rl.rollout import Rollout
-from t2i_rl.sampler import Noise, draw, filtered, mix, sample_group
-from t2i_rl.statistics import entropy, kl_divergence
+from t2i_rl.sampler import Noise, draw, encode, sample_group
+from t2i_rl.statistics import STATISTICS, entropy, kl_divergence
 
 PROMPTS = ("a photo of a circle", "a photo of a red square and a blue ring", "a photo of a circle")
-ALL = ("entropy", "kl_cond_uncond", "logp_cond", "logp_uncond", "logp_guided")
+ALL = ("entropy", "kl_cond_uncond", "logp_cond", "logp_uncond", "logp_guided", "logp_cfg", "entropy_cond")
 SEED = 7
 
 
@@ -60,7 +63,9 @@ def test_statistics_are_those_of_a_teacher_forced_pass(policy: JanusPolicy, sett
     rollout = sample(policy, **settings)
     cond, uncond = teacher_forced(policy, rollout)
     scale = Sampling(**settings).guidance_scale
-    guided = torch.distributions.Categorical(logits=uncond + scale * (cond - uncond))
+    mixed = uncond + scale * (cond - uncond)
+    guided = torch.distributions.Categorical(logits=mixed)
+    drawn = torch.distributions.Categorical(logits=filtered(mixed, Sampling(**settings)))
     cond, uncond = torch.distributions.Categorical(logits=cond), torch.distributions.Categorical(logits=uncond)
     expected = {
         "entropy": guided.entropy(),
@@ -68,10 +73,31 @@ def test_statistics_are_those_of_a_teacher_forced_pass(policy: JanusPolicy, sett
         "logp_cond": cond.log_prob(rollout.tokens),
         "logp_uncond": uncond.log_prob(rollout.tokens),
         "logp_guided": guided.log_prob(rollout.tokens),
+        "logp_cfg": drawn.log_prob(rollout.tokens),
+        "entropy_cond": cond.entropy(),
     }
     assert rollout.statistics.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(rollout.statistics[name], values, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_every_statistic_has_its_name_where_torch_is_not() -> None:
+    assert STATISTICS.keys() == {*get_args(StatisticName)}
+    assert STATISTICS.keys() > CONTRASTS
+
+
+def test_a_negative_prompt_takes_the_place_of_the_null_branch(policy: JanusPolicy) -> None:
+    null, negative = encode(policy, PROMPTS, ""), encode(policy, PROMPTS, "a blue ring")
+    wanted = policy.encode(PROMPTS, ["a blue ring"] * 3)
+    assert all(torch.equal(negative.tensors[name], wanted.tensors[name]) for name in wanted.tensors)
+    plain, led = (sample_group(policy, found, 2, Sampling(), Noise(SEED)).tokens for found in (null, negative))
+    assert not torch.equal(plain, led)
+
+
+def test_a_token_that_was_drawn_keeps_a_probability() -> None:
+    logits, drawn = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor(3)
+    found = filtered(logits, Sampling(temperature=0.5, top_k=2), keep=drawn)
+    assert found.tolist() == [6.0, 4.0, -math.inf, 0.0]
 
 
 def test_entropy_and_divergence_with_impossible_tokens() -> None:

@@ -6,7 +6,7 @@ import torch
 from models.policy import TokenLayout
 from t2i_rl.credit import TokenCredit
 from t2i_rl.errors import UserError
-from t2i_rl.objectives import Objective, denominators, policy_loss
+from t2i_rl.objectives import Objective, Replay, Rows, denominators, policy_loss
 from t2i_rl.surrogates import (
     Cispo,
     Clipped,
@@ -107,7 +107,7 @@ def test_every_unit_has_the_policy_gradient_at_the_sampling_policy(unit, through
     advantages, ones = torch.tensor([1.0, -2.0]), torch.ones(2, 7)
     objective = Objective(unit=unit, through=through)
     parts = denominators(TokenCredit(ones[None], ones[None].bool()), objective)
-    loss = policy_loss(lp, None, None, advantages, ones, ones.bool(), objective, parts, layout=PYRAMID)
+    loss = policy_loss(Replay(lp), Rows(advantages, ones, ones.bool()), objective, parts, layout=PYRAMID)
     torch.testing.assert_close(torch.autograd.grad(loss.value, lp)[0], -advantages[:, None].expand(2, 7) / parts.policy)
 
 
@@ -115,7 +115,7 @@ def test_rows_and_scales_need_the_layout() -> None:
     lp, ones, objective = torch.zeros(2, 7), torch.ones(2, 7), Objective(unit="row")
     parts = denominators(TokenCredit(ones[None], ones[None].bool()), objective)
     with pytest.raises(ValueError, match="a row needs the layout"):
-        policy_loss(lp, None, None, torch.ones(2), ones, ones.bool(), objective, parts)
+        policy_loss(Replay(lp), Rows(torch.ones(2), ones, ones.bool()), objective, parts)
 
 
 @pytest.mark.parametrize(

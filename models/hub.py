@@ -1,0 +1,32 @@
+"""From the name of files, here or on the hub, to where they lie here."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+
+from models.errors import ModelError
+
+
+def fetch(source: str | Path, patterns: Sequence[str] = ("*",)) -> Path:
+    """A local file or folder as it is; else `owner/name` or `owner/name/file` of the hub, downloaded once.
+
+    patterns: which files of a whole repository are wanted. Raises ModelError for what is neither here nor there.
+    """
+    if Path(source).exists():
+        return Path(source)
+    found = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(?:/(.+))?", str(source))
+    if found is None:
+        raise ModelError(f"{source} does not exist, and is no owner/name of the hub: check the path")
+    repository, file = found.groups()
+    try:
+        if file is not None:
+            return Path(hf_hub_download(repository, file))
+        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{source} is neither a path here, nor in {constants.HF_HUB_CACHE}, nor can it be had from the hub: run "
+            f"`hf download {repository}` where there is a connection and give the path ({reason})"
+        ) from error

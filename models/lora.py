@@ -1,0 +1,178 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) on the transformer layers of any policy, through peft.
+
+The adapted policy is a second tree of modules over the weights of its base, which are frozen. The base itself is the
+reference, so none of the weights exists twice. Adapters are float32, whatever the base runs in, and begin as zero.
+
+An adapter's folder has `adapter_config.json`, which names the base, and `adapter_model.safetensors`, as peft has them.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.checkpoint import read_json
+from models.errors import ModelError
+from models.policy import Condition, Policy, State
+from models.registry import ADAPTER_CONFIG
+from models.tensors import check_tensors, read_tensors
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What peft can do besides, and what stands for not doing it: such adapters are refused.
+VARIANTS = {"bias": "none"} | dict.fromkeys(
+    ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save"), None
+)
+
+
+class LoraPolicy:
+    """A policy with adapters, of which `base` is the policy without them."""
+
+    def __init__(self, base: Policy, adapted: Policy, model: Any) -> None:
+        """model: peft's `PeftModel` around the module of `adapted`."""
+        self.base, self.adapted, self.model = base, adapted, model
+        self.layout, self.default_guidance = base.layout, base.default_guidance
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        return self.adapted.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        self.adapted.gradient_checkpointing = value
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.adapted.module
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        return self.adapted.layers
+
+    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+        return self.adapted.encode(prompts, negative_prompts)
+
+    def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
+        return self.adapted.guidance(scale)
+
+    def prefill(self, condition: Condition, group_size: int, branches: int) -> State:
+        return self.adapted.prefill(condition, group_size, branches)
+
+    def next_logits(self, state: State) -> Float[Tensor, "K R block V"]:
+        return self.adapted.next_logits(state)
+
+    def append(self, state: State, tokens: Int[Tensor, "R block"]) -> None:
+        self.adapted.append(state, tokens)
+
+    def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
+        return self.adapted.hidden(condition, tokens, branches)
+
+    def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        return self.adapted.head(hidden)
+
+    def token_embeddings(
+        self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]
+    ) -> Float[Tensor, "R N E"]:
+        return self.adapted.token_embeddings(tokens, kind)
+
+    def decode(self, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
+        return self.adapted.decode(tokens)
+
+    def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The adapters."""
+        return (parameter for parameter in self.module.parameters() if parameter.requires_grad)
+
+    def reference(self) -> Policy:
+        return self.base
+
+    def save(self, path: Path) -> None:
+        """The adapters alone; the base is named."""
+        path.mkdir(parents=True, exist_ok=True)
+        self.model.peft_config["default"].save_pretrained(path)
+        save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, path / ADAPTER_WEIGHTS)
+
+    def fill(self, path: Path) -> None:
+        """Take the adapters of a file. Raises ModelError for those of another model or rank."""
+        found = read_tensors(path)
+        check_tensors(path, found, self._tensors())
+        _peft().set_peft_model_state_dict(self.model, found)
+
+    def merged(self) -> Policy:
+        """The adapters added to the weights. There is still one copy of these: `base` and this policy are used up."""
+        self.model.merge_and_unload()
+        return self.adapted
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return _peft().get_peft_model_state_dict(self.model, save_embedding_layers=False)
+
+
+def adapt(base: Policy, name: str, rank: int, alpha: float, targets: Sequence[str] = (), seed: int = 0) -> LoraPolicy:
+    """New adapters on a policy, which is frozen; they change nothing yet.
+
+    name: what the base is called where it is loaded from; adapter folders carry it.
+    alpha: the product of the two factors is scaled by alpha / rank.
+    targets: names of the linear layers inside each transformer layer; all of them if not given.
+    Raises ModelError for a target that the layers do not have, and where peft is missing.
+    """
+    peft = _peft()
+    if isinstance(base, LoraPolicy):
+        raise ModelError(f"{name} is an adapter itself: merge it first, with t2i-rl export --model {name} --out FOLDER")
+    prefix = next(path for path, module in base.module.named_modules() if module is base.layers)
+    linear = {path for path, module in base.layers.named_modules() if isinstance(module, torch.nn.Linear)}
+    known = sorted({path.rpartition(".")[2] for path in linear})
+    if unknown := [target for target in targets if target not in known]:
+        raise ModelError(f"lora.targets has {unknown[0]}, but the layers of {name} have {', '.join(known)}: choose")
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(targets or known)})",
+    )
+    for parameter in base.trainable_parameters():
+        parameter.requires_grad_(False)
+    adapted = base.reference()  # of a policy that trains nothing, it shares every weight
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = peft.get_peft_model(adapted.module, config)
+    # Afterwards: peft writes what the module calls itself over it.
+    config.base_model_name_or_path = str(Path(name).resolve()) if Path(name).exists() else name
+    return LoraPolicy(base, adapted, model.eval())
+
+
+def base_of(folder: Path) -> str:
+    """The model that an adapter's folder names. Raises ModelError."""
+    name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} names no base_model_name_or_path: write the base model's there")
+    return name
+
+
+def attach(base: Policy, folder: Path) -> LoraPolicy:
+    """The adapters of a folder on their base. Raises ModelError."""
+    path = folder / ADAPTER_CONFIG
+    config = read_json(path)
+    for key, without in VARIANTS.items():
+        if config.get(key) and config[key] != without:
+            raise ModelError(f"{path} has {key} {config[key]!r}: only plain LoRA is known, so merge it with peft first")
+    rank, alpha, said = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
+    if config.get("peft_type") != "LORA" or type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+        raise ModelError(f"{path} describes no LoRA with r and lora_alpha: copy the adapter again")
+    listed = re.search(r"\(([\w|]+)\)$", said) if isinstance(said, str) else None
+    targets = listed[1].split("|") if listed else said
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ModelError(f"{path} has target_modules {said!r}: write a list of the linear layers' names there")
+    policy = adapt(base, base_of(folder), rank, alpha, [target.rpartition(".")[2] for target in targets])
+    policy.fill(folder / ADAPTER_WEIGHTS)
+    return policy
+
+
+def _peft() -> Any:
+    """The package, which is an extra. Raises ModelError with the command that installs it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError(f"adapters need peft, which is not here ({error}): pip install 't2i-rl[lora]'") from error
+    return peft

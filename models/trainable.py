@@ -1,0 +1,24 @@
+"""Which parameters of a policy an update changes, where it is not the family's own choice."""
+
+import re
+
+from models.errors import ModelError
+from models.policy import Policy
+
+
+def choose_trainable(policy: Policy, pattern: str) -> None:
+    """Let an update change the parameters whose names contain the regular expression, and no others.
+
+    Raises ModelError for a pattern that is none, or that is in no parameter's name.
+    """
+    try:
+        chosen = {name for name, _ in policy.module.named_parameters() if re.search(pattern, name)}
+    except re.error as error:
+        raise ModelError(f"trainable is {pattern!r}, which is no regular expression ({error}): mend it") from error
+    if not chosen:
+        parts = sorted({".".join(name.split(".")[:2]) for name, _ in policy.module.named_parameters()})
+        raise ModelError(
+            f"trainable is {pattern!r}, which no parameter's name contains: they are in {', '.join(parts)}"
+        )
+    for name, parameter in policy.module.named_parameters():
+        parameter.requires_grad_(name in chosen)

@@ -1,0 +1,130 @@
+"""Micro-batches out of many clients' requests: one thread owns the reward and scores whatever waits.
+
+There is no timer: while a batch is scored the next requests gather, so that batches grow with the load and a lone
+request waits for nobody.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from rewards.reward import Reward, Scores, joined, score_each
+
+log = logging.getLogger("rewards.server")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request's images, and where its scores will be."""
+
+    images: Sequence[UInt8[ndarray, "H W 3"]]
+    prompts: Sequence[str]
+    metadata: Sequence[Mapping[str, Any]]
+    scores: "Future[Scores]" = field(default_factory=Future)
+
+
+class Batcher:
+    """Scores jobs in the order of their arrival, `batch` images at a time.
+
+    scored: called after each batch with its number of images and its seconds.
+    """
+
+    def __init__(self, reward: Reward, batch: int, scored: Callable[[int, float], None]) -> None:
+        self.reward, self.batch, self.scored = reward, batch, scored
+        self.jobs: deque[Job] = deque()
+        self.waiting = 0  # images accepted and not scored yet
+        self.began: float | None = None  # when the present batch began
+        self.closing = False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._run, name="reward", daemon=True)
+        self.thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Accept a job: from now on it will be answered, even when `close` follows."""
+        with self.changed:
+            if self.closing:
+                raise RuntimeError("the batcher is closed")
+            self.jobs.append(job)
+            self.waiting += len(job.images)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Score what was accepted, then stop."""
+        with self.changed:
+            self.closing = True
+            self.changed.notify()
+        self.thread.join()
+
+    @property
+    def busy(self) -> float:
+        """Seconds that the present batch has taken so far; 0 when there is none."""
+        began = self.began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def _run(self) -> None:
+        while jobs := self._next():
+            self.began = time.monotonic()
+            self._answer(jobs)
+            self.scored(sum(len(job.images) for job in jobs), self.busy)
+            self.began = None
+            with self.changed:
+                self.waiting -= sum(len(job.images) for job in jobs)
+
+    def _next(self) -> list[Job]:
+        """The oldest job and those behind it that fill the batch; nothing once all is done and closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.jobs or self.closing)
+            jobs: list[Job] = []
+            images = 0
+            while self.jobs and (not jobs or images + len(self.jobs[0].images) <= self.batch):
+                jobs.append(self.jobs.popleft())
+                images += len(jobs[-1].images)
+            return jobs
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        """Score the jobs together; if that fails, each alone, so that no request fails for its neighbour."""
+        try:
+            answers = self._score(jobs)
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._answer([job])
+                return
+            log.exception("a request of %d images could not be scored", len(jobs[0].images))
+            jobs[0].scores.set_exception(error)
+            return
+        for job, scores in zip(jobs, answers, strict=True):
+            job.scores.set_result(scores)
+
+    def _score(self, jobs: Sequence[Job]) -> list[Scores]:
+        images = list(chain.from_iterable(job.images for job in jobs))
+        prompts = list(chain.from_iterable(job.prompts for job in jobs))
+        metadata = list(chain.from_iterable(job.metadata for job in jobs))
+        parts = []
+        for start in range(0, len(images), self.batch):
+            rows = slice(start, start + self.batch)
+            parts.append(score_each(self.reward, images[rows], prompts[rows], metadata[rows]))
+        whole, answers, start = joined(parts), [], 0
+        for job in jobs:
+            answers.append(_rows(whole, start, start + len(job.images)))
+            start += len(job.images)
+        return answers
+
+
+def _rows(scores: Scores, start: int, stop: int) -> Scores:
+    """The scores of some consecutive images."""
+    return Scores(
+        total=scores.total[start:stop],
+        parts={name: values[start:stop] for name, values in scores.parts.items()},
+        reasons=scores.reasons[start:stop],
+        failures={row - start: why for row, why in scores.failures.items() if start <= row < stop},
+    )

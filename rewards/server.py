@@ -1,0 +1,107 @@
+"""Serve a reward over HTTP (`rewards.wire` says what is spoken, `rewards.app` answers).
+
+    t2i-rl serve shapes --port 8100
+    python -m rewards.server shapes --port 8100     from a checkout, with rewards/requirements.txt only
+
+The port is taken before anything is loaded. A stop (SIGTERM or Ctrl-C) takes no new requests and answers those
+that are accepted; a second Ctrl-C does not wait. Nothing here imports torch before the reward is built.
+"""
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from rewards.errors import RewardError
+from rewards.registry import build, check_name
+from rewards.wire import TOKEN_VARIABLE
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Service:
+    """Serve a reward to runs on this machine or others, until Ctrl-C or SIGTERM.
+
+    If T2I_RL_REWARD_TOKEN is set in the environment, only clients that have it set to the same are answered.
+
+    Attributes:
+        reward: the name of the reward.
+        host: the address to listen on; 0.0.0.0 lets other machines in.
+        port: 0 takes any free one.
+        device: where the reward runs, such as cpu or cuda.
+        batch: images scored at once, of all clients together.
+    """
+
+    reward: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REWARD")]
+    host: str = "127.0.0.1"
+    port: int = 8100
+    device: str = "cpu"
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        check_name(self.reward)
+        for name, value, holds, wanted in (
+            ("port", self.port, 0 <= self.port < 2**16, "in 0..65535"),
+            ("batch", self.batch, self.batch >= 1, "at least 1"),
+        ):
+            if not holds:
+                raise RewardError(f"{name} is {value}: it has to be {wanted}")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; who connects waits for the server. Raises RewardError when it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise RewardError(
+            f"cannot listen on port {port} of {host} ({error.strerror}): stop what uses it, or choose another --port "
+            "or --host"
+        ) from error
+    return listener
+
+
+def serve(service: Service) -> None:
+    """Serve until a signal says stop. Raises RewardError for an address that cannot be had."""
+    with listen(service.host, service.port) as listener:
+        reward = build(service.reward, service.device)
+        import uvicorn
+
+        from rewards.app import create_app
+
+        app = create_app(reward, service, os.environ.get(TOKEN_VARIABLE) or None)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        # uvicorn hands signals on once it has stopped: they have done their work by then.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        host, port = listener.getsockname()[:2]
+        print(f"{service.reward} ({reward.name}) at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        if service.host not in LOOPBACK and TOKEN_VARIABLE not in os.environ:
+            print(f"anybody who reaches this port is answered: set {TOKEN_VARIABLE} to ask for a token", flush=True)
+        server.run(sockets=[listener])
+
+
+def main() -> int:
+    """Returns the exit code."""
+    try:
+        serve(tyro.cli(Service, prog="python -m rewards.server"))
+    except RewardError as error:
+        print(f"rewards.server: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

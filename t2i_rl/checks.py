@@ -1,0 +1,54 @@
+"""Settings that are right each for itself and wrong together: refused when a run is put together, in one sentence."""
+
+from __future__ import annotations  # with TYPE_CHECKING: the command line asks before torch is imported
+
+from typing import TYPE_CHECKING
+
+from t2i_rl.config import TrainConfig
+from t2i_rl.credit import CONTRASTS
+from t2i_rl.credit.position import SlidingWindow
+from t2i_rl.credit.product import Product
+from t2i_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from models.policy import TokenLayout
+    from t2i_rl.methods import Method
+
+
+def check_settings(config: TrainConfig, method: Method) -> None:
+    """Raise UserError for what contradicts itself, or would have no effect."""
+    sampling, update = config.rollout.sampling, config.update
+    cut = sampling.top_k > 0 or sampling.top_p < 1
+    if method.objective.kl == "full" and update.log_prob == "cfg" and cut:
+        raise UserError(
+            f"method {method.name}: the exact KL is infinite where top-k or top-p cut tokens off: "
+            "set update.log-prob to cond, or switch both off"
+        )
+    if update.log_prob == "cond" and not update.unconditional_gradient:
+        raise UserError("update.unconditional-gradient has no effect in log-prob mode cond: set update.log-prob to cfg")
+    if config.lora.targets and not config.lora.rank:
+        raise UserError("lora.targets has no effect without adapters: set lora.rank")
+    if config.trainable and config.lora.rank:
+        raise UserError("trainable has no effect on a run with adapters, for they are all it trains: leave one out")
+    if config.contrast_prompt is not None and not CONTRASTS & {*method.credit.statistics}:
+        raise UserError(
+            f"contrast-prompt has no effect: method {method.name} does not compare the prompt with another one"
+        )
+    if config.reward_order == "normalize-then-sum":
+        if not config.reward_weights:
+            raise UserError("reward-order is normalize-then-sum, of nothing: name the parts in reward-weights")
+        if method.scale != "group" or method.entropy_reward is not None:
+            raise UserError(
+                f"method {method.name} cannot normalize several rewards: that needs the scale group and no entropy "
+                "reward; set reward-order to sum-then-normalize"
+            )
+
+
+def check_layout(method: Method, layout: TokenLayout) -> None:
+    """Raise UserError where the method counts in units that the model's tokens do not have."""
+    rules = method.credit.rules if isinstance(method.credit, Product) else (method.credit,)
+    units = {method.objective.unit, *(rule.unit for rule in rules if isinstance(rule, SlidingWindow))}
+    if "scale" in units and len(layout.maps) == 1:
+        raise UserError(f"method {method.name} counts in scales, but the model draws one map: set the unit to row")
+    if "row" in units and all(height == 1 for height, _ in layout.maps):
+        raise UserError(f"method {method.name} counts in picture rows, but the model's tokens form none: set the unit")

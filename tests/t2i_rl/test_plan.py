@@ -1,0 +1,123 @@
+"""Plans against hand arithmetic, and against what a layer is seen to keep."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.architectures import Architecture, architecture
+from models.policy import Policy
+from t2i_rl.cli import main
+from t2i_rl.config import PlanConfig
+from t2i_rl.plan import floors, kept_by_layer, memory
+from tests.conftest import random_janus
+from tests.models.small_star import TEXT_LENGTH, random_star
+
+PLAN = PlanConfig(model="janus-pro-7b", gpus=8, group_size=16, prompts_per_step=16, prompt_tokens=40)
+LANGUAGE = 102400 * 4096 + 30 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) + 4096  # parameters
+MATRICES = 30 * (4 * 4096**2 + 3 * 4096 * 11008)
+HEAD = 4096 * 4096 + 16384 * 4096
+
+
+@pytest.fixture(scope="module")
+def janus() -> Architecture:
+    return architecture("janus-pro-7b")
+
+
+def test_memory_by_hand(janus: Architecture):
+    found = memory(janus, PLAN)
+    assert found["always"]["weights"] == 2 * LANGUAGE / 8
+    assert found["always"]["gradients"] == 2 * LANGUAGE / 8
+    assert found["always"]["moments"] == 2 * 2 * LANGUAGE / 8
+    assert found["always"]["reference"] == 2 * LANGUAGE / 8
+    assert found["sampling"]["gathered weights"] == 2 * LANGUAGE * 7 / 8
+    assert found["sampling"]["keys and values"] == 2 * 16 * (40 + 576) * 30 * 2 * 4096 * 2
+    assert found["sampling"]["logits"] == 16 * 16384 * 4 * 6
+    assert found["update"]["activations"] == 4 * (40 + 576) * 30 * (8 * 4096 + 4 * 11008) * 2
+
+
+def test_checkpointing_keeps_inputs_and_one_layer(janus: Architecture):
+    found = memory(janus, replace(PLAN, gradient_checkpointing=True))["update"]["activations"]
+    assert found == 4 * (40 + 576) * (30 * 4096 + 8 * 4096 + 4 * 11008) * 2
+
+
+def test_adapters_need_no_second_copy(janus: Architecture):
+    found = memory(janus, replace(PLAN, gpus=1, lora_rank=16))["always"]
+    adapters = 16 * 30 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert found["weights"] == 2 * LANGUAGE and found["reference"] == 0
+    assert (found["adapters"], found["gradients"], found["moments"]) == (4 * adapters, 4 * adapters, 8 * adapters)
+
+
+def test_floors_by_hand(janus: Architecture):
+    """16 prompts on 8 GPUs: 2 prompts and 32 images each, sampled a prompt at a time."""
+    found = floors(janus, PLAN)
+    pairs = sum(40 + token for token in range(1, 577))
+    decoding = 576 * 2 * (MATRICES + HEAD) + pairs * 4 * 4096 * 30
+    reading = 40 * 2 * MATRICES + 40 * 41 / 2 * 4 * 4096 * 30
+    assert found["operations"][0] == 2 * (32 * decoding + 2 * reading)
+    assert found["bytes"][0] == 2 * 576 * (MATRICES + HEAD) * 2 + 2 * 32 * pairs * 2 * 4096 * 30 * 2
+    forward = 616 * 2 * MATRICES + 616 * 617 / 2 * 4 * 4096 * 30
+    # The prompt's own pairs and the tokens' make one triangle; forward, backward twice, the reference.
+    assert found["operations"][1] == 32 * (4 * forward + 4 * 576 * 2 * HEAD)
+    assert found["bytes"][1] == 8 * 4 * MATRICES * 2 + 7 * LANGUAGE * 2 / 8
+
+
+def test_star_reads_its_weights_once_per_scale():
+    model = architecture("star-256")
+    plan = PlanConfig(model="star-256", prompts_per_step=1, group_size=2)
+    matrices = 30 * (3 + 1 + 1 + 1 + 4 + 4) * 1920**2
+    scales, ends = (1, 4, 9, 16, 25, 36, 64, 100, 169, 256), (1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
+    found = floors(model, plan)
+    assert found["bytes"][0] == (10 * (matrices + 4096 * 1920) + 2 * 2 * sum(ends) * 2 * 1920 * 30) * 2
+    pairs = sum(block * end for block, end in zip(scales, ends, strict=True))
+    operations = 680 * 2 * (matrices + 4096 * 1920) + pairs * 4 * 1920 * 30
+    assert found["operations"][0] == 2 * 2 * operations
+
+
+def entries_kept(policy: Policy, layers: int) -> float:
+    """Per token: float32 entries that the first layers keep for the backward pass, weights aside."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.module.parameters()}
+    alive: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            alive[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    del policy.layers[layers:]
+    tokens = torch.zeros(4, policy.layout.tokens, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.hidden(policy.encode(["a red ring"] * 4), tokens, branches=1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in alive.values()) / 4 / 4
+
+
+@pytest.mark.parametrize("family", ["janus", "star"])
+def test_a_layer_keeps_what_the_formula_says(family: str, janus: Architecture):
+    policy = random_janus() if family == "janus" else random_star()
+    by_two, by_one = entries_kept(policy, 2), entries_kept(policy, 1)
+    if family == "janus":
+        positions = policy.layout.tokens - 1 + int(policy.encode(["a red ring"]).tensors["lengths"][0])
+        model = replace(janus, width=32, kv_width=32, mlp=48)
+        here = 2 * 32  # without the fused kernel, RMSNorm keeps its output before the weight too
+    else:
+        positions = policy.layout.tokens
+        model = replace(janus, family="star", width=32, kv_width=32, mlp=64)
+        # Without it, attention's output is copied; and the text's keys and values, projected and normalised.
+        here = 2 * 32 + 3 * 32 * TEXT_LENGTH / positions
+    assert (by_two - by_one) / positions - here == pytest.approx(kept_by_layer(model), rel=0.04)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]):
+    words = ["plan", "--model", "janus-pro-7b", "--gpus", "8", "--group-size", "16"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "language model                 6,490.9" in said and "it fits into 90% of 80 GB" in said
+    assert main([*words, "--memory-gb", "24"]) == 0
+    assert "it does NOT fit into 90% of 24 GB" in capsys.readouterr().out
+
+
+def test_what_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "--model", str(tmp_path)]) == 2
+    assert "is not written down: give the name of a model" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""docs/methods.md against the code: what it names is there, and no method is left out."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from t2i_rl.cli import main
+from t2i_rl.methods import METHODS, find_method
+from t2i_rl.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+NAMED = re.findall(r"`([^`\n]+)`", TEXT)
+
+
+def rows(header: str) -> list[list[str]]:
+    """The cells of the table below a header line."""
+    table = TEXT.split(header, 1)[1].split("\n\n", 1)[0].strip().splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+
+
+def defined(path: Path) -> set[str]:
+    """Names of a file's functions, classes and constants."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return names | {target.id for node in tree.body for target in ast.walk(node) if isinstance(target, ast.Name)}
+
+
+def test_every_method_is_described() -> None:
+    assert {*METHODS} <= {*NAMED}
+
+
+@pytest.mark.parametrize("place", sorted({name for name in NAMED if re.fullmatch(r"[\w/]+\.py(:\w+)?", name)}))
+def test_every_file_and_name_exists(place: str) -> None:
+    path, _, name = place.partition(":")
+    assert (ROOT / path).is_file()
+    assert not name or name in defined(ROOT / path)
+
+
+@pytest.mark.parametrize("name", sorted({name for name in NAMED if re.fullmatch(r"[a-z-]+\[.*\]", name)}))
+def test_every_variant_can_be_had(name: str) -> None:
+    assert find_method(name).name == name
+
+
+def test_every_flag_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    known = {*re.findall(r"--[\w.-]+", capsys.readouterr().out)}
+    assert {*re.findall(r"--[a-z][\w.-]+", " ".join(NAMED))} <= known
+
+
+def test_the_table_of_presets_is_the_presets() -> None:
+    full = {name: config for name, config in PRESETS.items() if not name.startswith("tiny-")}
+    table = {cells[0].strip("`"): cells[1:] for cells in rows("| preset | images a step")}
+    assert table.keys() == full.keys()
+    for name, (images, rate, steps, guidance, method) in table.items():
+        config, rollout = full[name], full[name].rollout
+        prompts, group = rollout.prompts_per_step, rollout.group_size
+        assert images == f"{prompts * group} ({prompts} × {group})"
+        assert float(rate.partition(",")[0]) == config.update.learning_rate and config.update.schedule in rate
+        assert (int(steps), float(guidance)) == (config.steps, rollout.sampling.guidance_scale)
+        assert method == f"`{config.method}`"
+
+
+def test_the_reading_list_says_where_each_paper_is() -> None:
+    table = rows("| paper | what it would be here")
+    assert len(table) == len({cells[0] for cells in table}) == 64
+    for paper, _, here in table:
+        named = [name for name in re.findall(r"`([^`]+)`", here) if ".py" not in name]
+        assert named or re.match(r"not applicable|not built|no method", here), paper
+        assert all(find_method(name) for name in named)
