@@ -273,9 +273,10 @@ def measure(bench: Bench, console: Console) -> dict[str, object]:
 
     policy, condition = prepare(bench)
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for _ in range(bench.repeats):
+    for number in range(1, bench.repeats + 1):
         for arm, decode in ARMS.items():
             seconds[arm].append(timed(partial(decode, policy, condition, bench, True), policy.device))
+            console.print(f"round {number}/{bench.repeats}  {arm}  {seconds[arm][-1]:.1f} s")
     bandwidth = copy_bandwidth(policy.device)
     floor = rollout_bytes(policy, condition, bench) / bandwidth
 
