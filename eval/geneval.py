@@ -1,170 +1,143 @@
-"""GenEval: generate the benchmark's images, judge each by the official rules, report the benchmark's figures.
+"""GenEval: six tags, their mean, and why each image fails.
 
-    FOLDER/settings.json             what was asked for; another request needs another folder
-    FOLDER/00000/samples/0000.png    the images, beside 00000/metadata.jsonl (the benchmark's own layout)
-    FOLDER/manifest.jsonl            one line per judged image
-    FOLDER/summary.json              the figures; there only when every image has been judged
-
-An interrupted evaluation continues where it was: what the manifest holds is not generated again.
+The figure `correct` is the official verdict, the one that papers report. Where the rules run in this process, `score`
+stands beside it: the fraction that training maximises (`rewards.geneval.partial`); else it is the reward's own total.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-from rich.progress import track
-from rich.table import Table
+from jaxtyping import UInt8
+from numpy import ndarray
 
-from models.policy import Policy
-from rewards.geneval import Summary, summarise
+from eval.benchmark import TOTAL, Benchmark, Judgement, Metric, RewardScorer
+from eval.manifest import Row, write_whole
+from rewards.detectors.base import ColorClassifier, Detection, Detector, Subject
+from rewards.errors import RewardError
+from rewards.geneval import keep_all, summarise
+from rewards.geneval_reward import GenEvalReward, check_metadata
 from rewards.reward import Reward
-from t2i_rl.checkpoints import write_atomically
-from t2i_rl.config import Sampling
-from t2i_rl.errors import UserError
-from t2i_rl.evaluation import chunks, score_generated
-from t2i_rl.generate import check_counts, generate, image_path, save_image, save_metadata
 from t2i_rl.prompts import Prompt
 
-SETTINGS, MANIFEST, SUMMARY = "settings.json", "manifest.jsonl", "summary.json"
+SCORER, STRICT = "geneval", "strict"
+IMAGES_PER_PROMPT = 4
+RESULTS = "results.jsonl"
 
-Rows = dict[tuple[int, int], dict[str, Any]]  # manifest lines by prompt index and sample
+
+def benchmark(prompts: Sequence[Prompt], images_per_prompt: int = IMAGES_PER_PROMPT) -> Benchmark:
+    """GenEval over these records. Raises RewardError for a prompt that is none."""
+    for prompt in prompts:
+        check_metadata(prompt.text, prompt.metadata)
+    return Benchmark(
+        name="geneval",
+        prompts=tuple(prompts),
+        images_per_prompt=images_per_prompt,
+        category_key="tag",
+        metrics=(
+            Metric("correct", SCORER, {STRICT: 1.0}, "categories"),
+            Metric("score", SCORER, {TOTAL: 1.0}, "categories"),
+        ),
+        more=summary,
+        publish=publish,
+    )
 
 
-def evaluate(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    reward: Reward,
-    images_per_prompt: int,
-    sampling: Sampling,
-    seed: int,
-    folder: Path,
-    batch: int,
-    model: str,
-) -> Summary:
-    """Generate, judge and summarise into `folder`, about `batch` images at a time.
+class _DetectOnce:
+    """A detector that does not look twice at the images it saw last."""
 
-    `reward` judges by GenEval's rules: `parts["strict"]` is the official verdict and `name` names the detector.
-    `model` is what the policy is called in the settings. Raises UserError for a folder of another evaluation
-    or with a lost image, RewardError for a prompt that is no GenEval record or an image that cannot be judged.
-    """
-    check_counts(images_per_prompt, batch)
-    reward.check([prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
-    settings = {
-        "model": model,
-        "prompts": len(prompts),
-        "prompts_sha256": hashlib.sha256(json.dumps([asdict(p) for p in prompts]).encode()).hexdigest(),
-        "images_per_prompt": images_per_prompt,
-        "sampling": asdict(sampling),
-        "seed": seed,
-        "reward": reward.name,
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self.name, self.min_score = detector.name, detector.min_score
+        self.images: Sequence[UInt8[ndarray, "H W 3"]] | None = None
+        self.found: list[dict[str, list[Detection]]] = []
+
+    def detect(self, images: Sequence[UInt8[ndarray, "H W 3"]]) -> list[dict[str, list[Detection]]]:
+        if images is not self.images:
+            self.images, self.found = images, self.detector.detect(images)
+        return self.found
+
+
+class _ClassifyOnce:
+    """A classifier that does not answer twice about the objects it was asked for last."""
+
+    def __init__(self, colors: ColorClassifier) -> None:
+        self.colors = colors
+        self.name = colors.name
+        self.asked: list[tuple[Detection, str]] = []
+        self.answers: list[str] = []
+
+    def classify(self, subjects: Sequence[Subject]) -> list[str]:
+        asked = [(subject.detection, subject.class_name) for subject in subjects]
+        if len(asked) != len(self.asked) or any(
+            one is not other or name != other_name
+            for (one, name), (other, other_name) in zip(asked, self.asked, strict=True)
+        ):
+            self.asked, self.answers = asked, self.colors.classify(subjects)
+        return self.answers
+
+
+class GenEvalScorer(RewardScorer):
+    """A GenEval reward as a scorer: its verdict; where its rules run here, also the fraction and the boxes."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.training: RewardScorer | None = None
+        if isinstance(reward, GenEvalReward):
+            self.detector, colors = _DetectOnce(reward.detector), _ClassifyOnce(reward.colors)
+            self.options = reward.options
+            self.training = RewardScorer(GenEvalReward(self.detector, colors, "partial", self.options))
+            reward = GenEvalReward(self.detector, colors, "official", self.options)
+        super().__init__(reward)
+
+    def score(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[Prompt]) -> list[Judgement]:
+        judged = super().score(images, prompts)
+        if STRICT not in judged[0].values:
+            raise RewardError(
+                f"{self.name} gives no verdict by GenEval's rules: judge by one reward of GenEval's, alone"
+            )
+        if self.training is None:
+            return judged
+        fractions = self.training.score(images, prompts)
+        tags = [prompt.metadata["tag"] for prompt in prompts]
+        return [
+            Judgement(
+                {**one.values, TOTAL: fraction.values[TOTAL]}, one.reason, boxes_of(keep_all(found, tag, self.options))
+            )
+            for one, fraction, found, tag in zip(judged, fractions, self.detector.found, tags, strict=True)
+        ]
+
+
+def boxes_of(objects: Mapping[str, Sequence[Detection]]) -> dict[str, list[list[float]]]:
+    """By class the boxes that counted, each `[x1, y1, x2, y2, score]`."""
+    return {
+        name: [[*(float(side) for side in one.box[:4]), float(one.score)] for one in found]
+        for name, found in objects.items()
     }
-    rows = resume(folder, settings)
-    keys = [(index, sample) for index in range(len(prompts)) for sample in range(images_per_prompt)]
-    missing = sorted({index for index, sample in keys if (index, sample) not in rows})
-    texts = [prompt.text for prompt in prompts]
-    images = generate(policy, texts, images_per_prompt, sampling, seed, batch, only=missing)
-    fresh = (image for image in images if (image.prompt, image.sample) not in rows)
-    with (folder / MANIFEST).open("a", encoding="utf-8") as manifest:
-        for chunk in track(chunks(fresh, batch), "evaluating", total=-(-(len(keys) - len(rows)) // batch)):
-            for image in chunk:
-                save_image(folder / image_path(image.prompt, image.sample), image.image)
-                save_metadata(folder, image.prompt, prompts[image.prompt])
-            scores = score_generated(reward, prompts, chunk)
-            verdicts = zip(chunk, scores.parts["strict"].tolist(), scores.total.tolist(), scores.reasons, strict=True)
-            for image, correct, score, reason in verdicts:
-                prompt = prompts[image.prompt]
-                row = {
-                    "index": image.prompt,
-                    "sample": image.sample,
-                    "prompt": prompt.text,
-                    "tag": prompt.metadata["tag"],
-                    "metadata": json.dumps(prompt.metadata, ensure_ascii=False),
-                    "seed": seed,
-                    "file": str(image_path(image.prompt, image.sample)),
-                    "correct": correct == 1,
-                    "score": score,
-                    "reason": reason,
-                }
-                manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
-                manifest.flush()
-                rows[image.prompt, image.sample] = row
-    summary = summarise([rows[key] for key in keys])
-    text = json.dumps(asdict(summary) | {"settings": settings}, indent=2)
-    write_atomically(folder / SUMMARY, text + "\n")
-    return summary
 
 
-def resume(folder: Path, settings: Mapping[str, Any]) -> Rows:
-    """Make the folder ready and return what it already holds, each image checked. Raises UserError."""
-    path = folder / SETTINGS
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} holds something else than an evaluation: name another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(settings, indent=2) + "\n")
-        return {}
-    try:
-        held = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): name another folder") from error
-    if different := [key for key in settings if held.get(key) != settings[key]]:
-        key = different[0]
-        raise UserError(
-            f"{folder} holds an evaluation with another {key} ({held.get(key)}, now {settings[key]}): "
-            "name another folder, or remove it"
-        )
-    rows = read_manifest(folder / MANIFEST)
-    for row in rows.values():
-        check_image(folder / row["file"])
-    return rows
+def records(manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """The lines of the official result file."""
+    return [
+        {
+            "filename": image["file"],
+            "tag": image["metadata"]["tag"],
+            "prompt": image["prompt"],
+            "correct": row["values"][STRICT] == 1,
+            "reason": row["reason"],
+            "metadata": json.dumps(image["metadata"], ensure_ascii=False),
+            "details": json.dumps(row.get("details", {})),
+        }
+        for image, row in zip(manifest, scores[SCORER], strict=True)
+    ]
 
 
-def read_manifest(path: Path) -> Rows:
-    """The judged images. A last line without its end is what a killed run was writing: it is cut off.
-
-    Raises UserError for any other line that cannot be read.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    whole, newline, torn = text.rpartition("\n")
-    if torn:
-        write_atomically(path, whole + newline)
-    rows: Rows = {}
-    for number, line in enumerate(whole.split("\n") if newline else [], start=1):
-        try:
-            row = json.loads(line)
-            rows[row["index"], row["sample"]] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number} is not a judged image: remove the line to judge it again"
-            ) from error
-    return rows
+def summary(manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """GenEval's own figures."""
+    return asdict(summarise(records(manifest, scores)))
 
 
-def check_image(path: Path) -> None:
-    """The image of a manifest line is there and can be read. Raises UserError."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise UserError(
-            f"{path} is in the manifest but cannot be read: remove its line from {MANIFEST} to generate it again"
-        ) from error
-
-
-def table(summary: Summary, title: str) -> Table:
-    """The figures for the terminal, in per cent."""
-    drawn = Table(title=title)
-    drawn.add_column("tag")
-    drawn.add_column("images", justify="right")
-    drawn.add_column("correct", justify="right")
-    for tag, share in summary.per_tag.items():
-        drawn.add_row(tag, str(summary.images_per_tag[tag]), f"{share:.1%}")
-    drawn.add_section()
-    drawn.add_row("overall (mean of the tags)", "", f"{summary.overall:.1%}", style="bold")
-    drawn.add_row("images", str(summary.images), f"{summary.image_accuracy:.1%}")
-    drawn.add_row("prompts, any image correct", str(summary.prompts), f"{summary.prompt_accuracy:.1%}")
-    return drawn
+def publish(folder: Path, manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records(manifest, scores))
+    write_whole(folder / RESULTS, "".join(lines))

@@ -115,33 +115,6 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
         raise ModelError(f"{path} is torn or no safetensors file ({error}): copy it again") from error
 
 
-def check_weights(source: Path, weights: Weights, wanted: Mapping[str, Tensor], names: Callable[[str], str]) -> None:
-    """Every wanted tensor is there in its shape; `names` says what it is called in the files. Raises ModelError."""
-    if missing := [name for name in wanted if name not in weights]:
-        raise ModelError(
-            f"{source} lacks {len(missing)} weights, such as {names(missing[0])}: copy the checkpoint again"
-        )
-    wrong = [name for name, tensor in wanted.items() if weights[name].shape != tensor.shape]
-    if wrong:
-        found = weights[wrong[0]]
-        raise ModelError(
-            f"{source}: config.json and the weights do not fit: {found.where} gives {found.shape}, the config wants "
-            f"{tuple(wanted[wrong[0]].shape)} ({len(wrong)} such): set the config's sizes and grid to the checkpoint's"
-        )
-
-
-def check_report(source: str, report: dict[str, Any]) -> None:
-    """The same of what transformers loaded by itself: it reports, and fills gaps with random weights."""
-    if wrong := sorted(report["mismatched_keys"]):
-        name, found, wanted = wrong[0]
-        raise ModelError(
-            f"{source}: config.json and the weights do not fit: {name} is {tuple(found)} in the checkpoint and "
-            f"{tuple(wanted)} by the config ({len(wrong)} such): set the config's sizes to the checkpoint's"
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{source} lacks {len(missing)} weights, such as {missing[0]}: copy the checkpoint again")
-
-
 def write_weights(folder: Path, weights: Weights) -> None:
     """One `model.safetensors`, or shards of at most `SHARD_BYTES` and their index; one shard in memory at a time."""
     shards: list[list[str]] = []

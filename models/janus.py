@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from models import llama
 from models.janus_checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoint, save_deepseek
+from models.packed import packed
 from models.policy import Condition, TokenLayout
 
 TEMPLATE = "<|User|>: {prompt}\n\n<|Assistant|>:" + BEGIN_OF_IMAGE
@@ -31,8 +32,10 @@ DECODE_BATCH = 32  # images per pass of the pixel decoder
 
 @dataclass
 class JanusState:
-    """One decoding run: the cache, the rotary tables by slot, what may be seen, the newest hidden state."""
+    """One decoding run: weights, cache, rotary tables by slot, what may be seen, the newest hidden state."""
 
+    decoder: LlamaModel
+    image_head: torch.nn.Module
     cache: llama.KeyValueCache
     cos: Float[Tensor, "B 1 slots d"]
     sin: Float[Tensor, "B 1 slots d"]
@@ -123,6 +126,8 @@ class JanusPolicy:
         rows = owner.repeat_interleave(group_size)
         seen = torch.arange(slots, device=self.device) >= pads[rows, None]
         return JanusState(
+            decoder=packed(self.language_model),
+            image_head=packed(self.model.model.generation_head),
             cache=cache.expand(rows, slots),
             cos=cos[rows],
             sin=sin[rows],
@@ -133,7 +138,7 @@ class JanusPolicy:
 
     @torch.no_grad()
     def next_logits(self, state: JanusState) -> Float[Tensor, "K R 1 V"]:
-        return self.head(state.hidden).unflatten(0, (state.branches, -1))
+        return state.image_head(state.hidden).float().unflatten(0, (state.branches, -1))
 
     @torch.no_grad()
     def append(self, state: JanusState, tokens: Int[Tensor, "R 1"]) -> None:
@@ -141,7 +146,7 @@ class JanusPolicy:
         slot = state.cache.length
         rope = state.cos[:, :, slot : slot + 1], state.sin[:, :, slot : slot + 1]
         visible = None if state.visible is None else state.visible[..., : slot + 1]
-        state.hidden = llama.run(self.language_model, embedded, rope, visible, state.cache)
+        state.hidden = llama.run(state.decoder, embedded, rope, visible, state.cache)
 
     def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
         ids, lengths = condition.tensors["ids"][:branches], condition.tensors["lengths"][:branches]

@@ -28,9 +28,9 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models import deepseek
-from models.checkpoint import Weights, check_weights, in_memory, locate, open_weights, read_json, write_weights
+from models.checkpoint import Weights, in_memory, locate, open_weights, read_json, write_weights
 from models.errors import ModelError
-from models.tensors import read_tensors
+from models.tensors import check_tensors, read_tensors
 
 Format = Literal["deepseek", "transformers"]
 LEFT_OVER = "deepseek_only.safetensors"  # in transformers' format: what only DeepSeek's has a place for
@@ -94,11 +94,11 @@ class JanusCheckpoint:
             raise ModelError(f"{path} does not describe a Janus ({reason}): copy the checkpoint again") from error
         if family == deepseek.MODEL_TYPE:
             weights, left = deepseek.to_transformers(weights, wanted)
-            check_weights(folder, weights, wanted, deepseek.deepseek_name)
+            check_tensors(folder, weights, wanted, deepseek.deepseek_name)
             return cls(folder, "deepseek", sizes, tower, weights, left)
         if sizes.tie_word_embeddings:
             del wanted[TEXT_HEAD]
-        check_weights(folder, weights, wanted, str)
+        check_tensors(folder, weights, wanted)
         if (folder / LEFT_OVER).is_file():
             left = in_memory(read_tensors(folder / LEFT_OVER))
         return cls(folder, "transformers", sizes, tower, weights, left)

@@ -9,6 +9,11 @@ A checkpoint is a folder with
     t5/                      the text encoder `google/flan-t5-xl`; also as flan-t5-xl/, t5/flan-t5-xl/ or
                              t5-ckpt/flan-t5-xl/; without it, what config.json names as `text_encoder`, else the hub
 
+A config.json beside them may change two things:
+
+    "cfg_interval": 100        tokens 0 to 101 are guided, later ones follow the conditional branch; -1 guides all
+    "clean_captions": false    captions are only set in lower case, not cleaned as those of the training were
+
 Tokenizer and text encoder may lie one folder up as well. A transformer's file may be named instead of its
 folder, and both may be on the hub: `peizesun/llamagen_t2i/t2i_XL_stage1_256.pt`, `zghhui/LlamaGen-T2I`.
 
@@ -40,6 +45,7 @@ from models.checkpoint import SINGLE_FILES, in_memory, locate, open_weights, rea
 from models.errors import ModelError
 from models.hub import fetch
 from models.llamagen_transformer import LlamaGenTransformer, grid_side, rope_table
+from models.packed import packed
 from models.policy import Condition, TokenLayout
 from models.tensors import read_plain
 from models.text_features import TextFeatures
@@ -57,8 +63,9 @@ WRAPPERS = ("model", "module", "state_dict")  # where the released files keep th
 
 @dataclass
 class LlamaGenState:
-    """One decoding run: the cache, the rotary tables by slot, what may be seen, the newest hidden state."""
+    """One decoding run: weights, cache, rotary tables by slot, what may be seen, the newest hidden state."""
 
+    transformer: LlamaGenTransformer
     cache: llama.KeyValueCache
     cos: Float[Tensor, "slots d"]
     sin: Float[Tensor, "slots d"]
@@ -76,15 +83,13 @@ class LlamaGenPolicy:
         vq: JanusVQVAE,
         text: TextFeatures,
         config: Mapping[str, Any],
-        cfg_interval: int = -1,
     ) -> None:
-        """config: what the checkpoint's config.json says; saved with it.
-
-        cfg_interval: tokens 0 to cfg_interval + 1 are guided, later ones follow the conditional branch; -1 guides
-        all of them.
-        """
+        """config: what the checkpoint's config.json says; saved with it. Raises ModelError for what cannot be."""
         self.transformer = transformer.eval().requires_grad_(True)
-        self.vq, self.text, self.config, self.cfg_interval = vq, text, dict(config), cfg_interval
+        self.vq, self.text, self.config = vq, text, dict(config)
+        self.cfg_interval = config.get("cfg_interval", -1)
+        if type(self.cfg_interval) is not int or self.cfg_interval < -1:
+            raise ModelError(f"config.json has cfg_interval {self.cfg_interval!r}: it has to be a whole number from -1")
         side = vq.config.num_patches
         self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
         self.default_guidance = DEFAULT_GUIDANCE
@@ -113,7 +118,10 @@ class LlamaGenPolicy:
                 "take the image tokenizer that it was trained with"
             )
         rows = len(transformer.captions.uncond_embedding)
-        text = TextFeatures(text_source, rows, dtype, device)
+        clean = config.get("clean_captions", True)
+        if type(clean) is not bool:
+            raise ModelError(f"the config.json of {folder} has clean_captions {clean!r}: it has to be true or false")
+        text = TextFeatures(text_source, rows, dtype, device, clean=clean)
         place: Any = torch.device(device)  # transformers types `to` as if its models did not take one
         return cls(transformer.to(place, dtype), vq.to(place), text, config)
 
@@ -168,6 +176,7 @@ class LlamaGenPolicy:
         rows = torch.arange(batch, device=self.device).repeat_interleave(group_size)
         seen = torch.arange(len(cos), device=self.device) >= pads[rows, None]
         return LlamaGenState(
+            transformer=packed(self.transformer),
             cache=cache.expand(rows, len(cos)),
             cos=cos,
             sin=sin,
@@ -178,7 +187,7 @@ class LlamaGenPolicy:
 
     @torch.no_grad()
     def next_logits(self, state: LlamaGenState) -> Float[Tensor, "K R 1 V"]:
-        return self.head(state.hidden).unflatten(0, (state.branches, -1))
+        return state.transformer.lm_head(state.hidden).float().unflatten(0, (state.branches, -1))
 
     @torch.no_grad()
     def append(self, state: LlamaGenState, tokens: Int[Tensor, "R 1"]) -> None:
@@ -186,7 +195,7 @@ class LlamaGenPolicy:
         slot = state.cache.length
         rope = state.cos[slot : slot + 1], state.sin[slot : slot + 1]
         visible = None if state.visible is None else state.visible[..., : slot + 1]
-        state.hidden = llama.run(self.transformer.model, embedded, rope, visible, state.cache)
+        state.hidden = llama.run(state.transformer.model, embedded, rope, visible, state.cache)
 
     def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
         text, pads = self._read_text(condition, branches)

@@ -98,7 +98,7 @@ class LlamaGenTransformer(nn.Module):
         except KeyError as error:
             raise ModelError(f"{where} lacks the weight {error.args[0]}: copy the checkpoint again") from error
         expected = empty.named_weights()
-        check_tensors(where, {name: tensor for name, tensor in weights.items() if name in expected}, expected)
+        check_tensors(where, weights, expected)
         empty.load_state_dict(empty._ours({name: weights[name].detach() for name in expected}), assign=True)
         return empty
 

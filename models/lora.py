@@ -20,7 +20,7 @@ from models.checkpoint import read_json
 from models.errors import ModelError
 from models.policy import Condition, Policy, State
 from models.registry import ADAPTER_CONFIG
-from models.tensors import check_tensors, read_tensors
+from models.tensors import check_no_others, check_tensors, read_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What peft can do besides, and what stands for not doing it: such adapters are refused.
@@ -98,7 +98,9 @@ class LoraPolicy:
     def fill(self, path: Path) -> None:
         """Take the adapters of a file. Raises ModelError for those of another model or rank."""
         found = read_tensors(path)
-        check_tensors(path, found, self._tensors())
+        wanted = self._tensors()
+        check_tensors(path, found, wanted)
+        check_no_others(path, found, wanted)
         _peft().set_peft_model_state_dict(self.model, found)
 
     def merged(self) -> Policy:

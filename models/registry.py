@@ -28,7 +28,12 @@ FAMILIES = {  # module and class
     "star": ("models.star", "StarPolicy"),
 }
 MODEL_TYPES = {"janus": "janus", "multi_modality": "janus", "llamagen": "llamagen", "star": "star"}  # of a config.json
-FILES = {"t2i_*.pt": "llamagen", "vq_ds16_t2i.*": "llamagen", "vae_ch160v4096z32.pth": "star"}  # where it names none
+FILES = {  # where it names none
+    "t2i_*.pt": "llamagen",
+    "vq_ds16_t2i.*": "llamagen",
+    "star_*.pth": "star",
+    "vae_ch160v4096z32.pth": "star",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class ModelEntry:
 
 
 DEEPSEEK, UNSTATED = "DeepSeek Model License", "see its hub page"
+# As scripts that sample these models name the files; not seen from here.
+STAR_FILE = "taocrayon/STAR/star_rope_d30_"
 STAR_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 STAR_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 STAR_1024 = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
@@ -73,11 +80,12 @@ MODELS = {
         ModelEntry("janus-pro-7b-gcpo", "janus", "KonstantinosKK/Janus-Pro-7B-GCPO", UNSTATED, (24,), 5.0),
         ModelEntry("llamagen-256", "llamagen", "peizesun/llamagen_t2i/t2i_XL_stage1_256.pt", "MIT", (16,), 7.5),
         ModelEntry("llamagen-512", "llamagen", "peizesun/llamagen_t2i/t2i_XL_stage2_512.pt", "MIT", (32,), 7.5),
+        # The 256 px model again, in the format of the one below, which was trained from it by others.
+        ModelEntry("llamagen-256-base", "llamagen", "zghhui/LlamaGen-T2I", UNSTATED, (16,), 7.5),
         ModelEntry("llamagen-256-gcpo", "llamagen", "zghhui/LlamaGen-T2I-GCPO", UNSTATED, (16,), 7.5),
-        # STAR's files are put together by hand: `load` says which.
-        ModelEntry("star-256", "star", "taocrayon/STAR", "MIT", STAR_256, 4.0),
-        ModelEntry("star-512", "star", "taocrayon/STAR", "MIT", STAR_512, 4.0),
-        ModelEntry("star-1024", "star", "taocrayon/STAR", "MIT", STAR_1024, 4.0),
+        ModelEntry("star-256", "star", f"{STAR_FILE}256-ar-ckpt-ep3-iter20000.pth", "MIT", STAR_256, 4.0),
+        ModelEntry("star-512", "star", f"{STAR_FILE}512-ar-ckpt-ep1-iter30000.pth", "MIT", STAR_512, 4.0),
+        ModelEntry("star-1024", "star", f"{STAR_FILE}1024_drop_3-ar-ckpt-ep1-iter21000.pth", "MIT", STAR_1024, 4.0),
     )
 }
 
@@ -89,8 +97,8 @@ def find(name_or_path: str) -> ModelEntry:
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
-    if Path(name_or_path).exists() or re.fullmatch(HUB_ID, name_or_path):
-        families = {entry.source: entry.family for entry in MODELS.values()}
+    families = {entry.source: entry.family for entry in MODELS.values()}
+    if name_or_path in families or Path(name_or_path).exists() or re.fullmatch(HUB_ID, name_or_path):
         return ModelEntry(name_or_path, families.get(name_or_path), name_or_path, "unknown", None, None)
     raise ModelError(f"unknown model {name_or_path!r}: give a folder, a hub id or one of the names {', '.join(MODELS)}")
 

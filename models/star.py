@@ -1,15 +1,18 @@
 """STAR (arXiv:2406.10797) as a policy: next-scale prediction, one block of tokens per scale.
 
-A checkpoint is a folder; put the released files into it under these names:
+A checkpoint is a folder with
 
+    star_rope_d30_256-....pth   the transformer, as the hub's `taocrayon/STAR` calls it; or star.pth, or, as we save it,
+                                star.safetensors
     config.json                 {"model_type": "star", "scales": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]}, and what else
-                                `StarConfig` has: the weights do not tell
-    star.pth                    the transformer, of the hub's `taocrayon/STAR`; or, as we save it, star.safetensors
+                                `StarConfig` has: the weights do not tell. Not needed beside a released transformer,
+                                whose name does: `RELEASED`
     vae_ch160v4096z32.pth       the image tokenizer, of `FoundationVision/var`; or vae.safetensors
-    tokenizer/, text_encoder/   the two folders of Stable Diffusion 2.1 (a CLIP text model 1024 wide)
+    tokenizer/, text_encoder/   of Stable Diffusion 2.1 (a CLIP text model 1024 wide), or in CLIP/ as `taocrayon/STAR`
+                                has them
 
-Scales of the released models: 256 px as above; 512 px 1 2 3 4 6 9 13 18 24 32, with `"enable_logit_norm": false`;
-1024 px 1 2 3 4 5 7 9 12 16 21 27 36 48 64. Of the 1024 px variant with a sampler the extra weights are ignored.
+The transformer's file may be named instead of its folder, and may be on the hub; what is not beside it then comes from
+there too. Of the 1024 px variant with a sampler the extra weights are ignored.
 
 Guidance grows with the scale s of S: `(1 + t) c - t u` with `t = scale * s / (S - 1)`, so the first scale is
 purely conditional. The unconditional branch is the empty prompt.
@@ -21,33 +24,37 @@ that, for every prompt of a batch. `"own"` gives it its own text. Conditional ro
 
 import copy
 import json
-import pickle
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from models.errors import ModelError
+from models.hub import fetch
 from models.llama import KeyValueCache
 from models.policy import Condition, TokenLayout
+from models.registry import STAR_256, STAR_512, STAR_1024
 from models.star_transformer import StarTransformer, TextKeys, norm, rope_table
 from models.star_vae import StarVae
 from models.tensors import read_tensors
+from models.text_encoders import load_encoder, load_tokenizer
 
 NullText = Literal["pair", "own"]
 DEFAULT_GUIDANCE = 4.0  # of the official evaluation
 DECODE_PIXELS = 2**21  # per pass of the pixel decoder: 32 images of 256 px
 TRANSFORMER = ("star.safetensors", "star.pth")
 VAE = ("vae.safetensors", "vae_ch160v4096z32.pth")
+VAE_ON_HUB = "FoundationVision/var/vae_ch160v4096z32.pth"
+TEXT = ("text_encoder", "tokenizer")
+TEXT_ON_HUB = "taocrayon/STAR", "CLIP"  # repository and folder
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,6 @@ class StarConfig:
     @classmethod
     def read(cls, path: Path) -> Self:
         """From a checkpoint's config.json. Raises ModelError."""
-        if not path.is_file():
-            raise ModelError(f'{path} does not exist: write {{"model_type": "star", "scales": [1, 2, ...]}} into it')
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found.get("model_type") != "star":
@@ -88,6 +93,13 @@ class StarConfig:
             return cls(**settings | {"scales": tuple(found["scales"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"{path} is no config of a STAR model ({error}): see models/star.py for one") from error
+
+
+RELEASED = {  # by the image size in the file's name
+    "256": StarConfig(STAR_256),
+    "512": StarConfig(STAR_512, enable_logit_norm=False),
+    "1024": StarConfig(STAR_1024),
+}
 
 
 @dataclass
@@ -133,26 +145,21 @@ class StarPolicy:
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
-        """From a folder as described above. Raises ModelError for what is not a whole STAR."""
-        folder = Path(source)
-        if not folder.is_dir():
-            raise ModelError(
-                f"{source} is no folder: download STAR's transformer (taocrayon/STAR), VAR's image tokenizer "
-                "(FoundationVision/var) and the text encoder of Stable Diffusion 2.1 into one, as models/star.py says"
-            )
-        config = StarConfig.read(folder / "config.json")
-        path = existing(folder, TRANSFORMER, "the transformer of the hub's taocrayon/STAR")
+        """From a folder or file as described above, or from the hub. Raises ModelError for what is no whole STAR."""
+        path, on_hub = find_transformer(fetch(source, ("config.json",))), not Path(source).exists()
+        config, vae_path = config_of(path), find_vae(path.parent, on_hub)
+        text = find_text(path.parent, on_hub)
         keys = ("trainer", "var_wo_ddp") if path.suffix == ".pth" else ()
         weights = {name: tensor.to(device, dtype) for name, tensor in read_tensors(path, *keys).items()}
         transformer = StarTransformer.from_tensors(path, weights)
         if transformer.sizes.scales != len(config.scales):
             raise ModelError(
-                f"{folder / 'config.json'} has {len(config.scales)} scales, but {path} has "
+                f"{path.parent / 'config.json'} has {len(config.scales)} scales, but {path} has "
                 f"{transformer.sizes.scales}: set them to the checkpoint's"
             )
-        path = existing(folder, VAE, "the image tokenizer of the hub's FoundationVision/var")
-        vae = StarVae.from_tensors(path, read_tensors(path), config.scales).to(device)
-        return cls(config, transformer, vae, *load_text_encoder(folder, device))
+        vae = StarVae.from_tensors(vae_path, read_tensors(vae_path), config.scales).to(device)
+        encoder = load_encoder(CLIPTextModel, text / TEXT[0], torch.float32, device)
+        return cls(config, transformer, vae, encoder, load_tokenizer(text / TEXT[1]))
 
     @property
     def module(self) -> StarTransformer:
@@ -305,30 +312,58 @@ class StarPolicy:
         return norm(states) if self.config.enable_logit_norm else states
 
 
-def existing(folder: Path, names: Sequence[str], what: str) -> Path:
-    """The first of the files that is there. Raises ModelError with what belongs there."""
-    for name in names:
+def find_transformer(source: Path) -> Path:
+    """The transformer's file. Raises ModelError where there is none or no single one."""
+    if source.is_file():
+        return source
+    for name in TRANSFORMER:
+        if (source / name).is_file():
+            return source / name
+    released = sorted(source.glob("star_*.pth"))
+    if len(released) > 1:
+        names = ", ".join(path.name for path in released)
+        raise ModelError(f"{source} holds several transformers ({names}): name the file instead of the folder")
+    if not released:
+        raise ModelError(
+            f"{source} has no transformer, neither {TRANSFORMER[0]} nor a star_*.pth of the hub's taocrayon/STAR: put "
+            "one there, or give a name of t2i-rl models"
+        )
+    return released[0]
+
+
+def config_of(transformer: Path) -> StarConfig:
+    """By the config.json beside the transformer, else by its name. Raises ModelError."""
+    config = transformer.parent / "config.json"
+    if config.is_file():
+        return StarConfig.read(config)
+    named = re.match(rf"star_.*_({'|'.join(RELEASED)})[_-]", transformer.name)
+    if named is None:
+        raise ModelError(f'{config} does not exist: write {{"model_type": "star", "scales": [1, 2, ...]}} into it')
+    return RELEASED[named[1]]
+
+
+def find_vae(folder: Path, on_hub: bool) -> Path:
+    """The image tokenizer's file. Raises ModelError."""
+    for name in VAE:
         if (folder / name).is_file():
             return folder / name
-    raise ModelError(f"{folder / names[-1]} does not exist: put {what} there")
+    if not on_hub:
+        raise ModelError(f"{folder / VAE[-1]} does not exist: put the image tokenizer there, from {VAE_ON_HUB}")
+    return fetch(VAE_ON_HUB)
 
 
-def load_text_encoder(folder: Path, device: str) -> tuple[CLIPTextModel, PreTrainedTokenizerBase]:
-    """The CLIP text model and its tokenizer. Raises ModelError for what is not all there."""
-    for name in ("text_encoder", "tokenizer"):
-        if not (folder / name).is_dir():
-            raise ModelError(f"{folder / name} does not exist: put the folder {name} of Stable Diffusion 2.1 there")
-    logging.disable_progress_bar()
-    pretrained: Any = CLIPTextModel.from_pretrained  # typed for a call without a report
-    encoder = folder / "text_encoder"
-    try:
-        model, report = pretrained(
-            encoder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"cannot load the text encoder and tokenizer of {folder}: {reason}") from error
-    if wrong := sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"]):
-        raise ModelError(f"{encoder} and its config.json do not fit: {wrong[0]} is missing or of another shape")
-    return cast(CLIPTextModel, model.to(device)), tokenizer
+def find_text(folder: Path, on_hub: bool) -> Path:
+    """The folder that holds the text encoder's and the tokenizer's. Raises ModelError."""
+    repository, inner = TEXT_ON_HUB
+    place = folder / inner if (folder / inner).is_dir() else folder
+    if on_hub and not (place / TEXT[0]).is_dir():
+        # No second copy of the weights in other formats or precisions.
+        files = ("text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder/pytorch_model.bin")
+        place = fetch(repository, [f"{inner}/{name}" for name in (*files, "tokenizer/*")]) / inner
+    for name in TEXT:
+        if not (place / name).is_dir():
+            raise ModelError(
+                f"{place / name} does not exist: put the folder {name} of Stable Diffusion 2.1 there, or {inner} of "
+                f"{repository}"
+            )
+    return place

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
 from models.llama import KeyValueCache
-from models.tensors import check_tensors
+from models.tensors import check_no_others, check_tensors
 
 ROPE_BASE = 10000.0
 ROPE_SPAN = 64.0  # every scale's map is stretched over this many positions
@@ -152,6 +152,7 @@ class StarTransformer(nn.Module):
         with torch.device("meta"):
             model = cls(StarSizes.of(path, weights))
         check_tensors(path, weights, model.state_dict())
+        check_no_others(path, weights, model.state_dict())
         model.load_state_dict(weights, assign=True)
         return model
 

@@ -20,7 +20,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder
 
 from models.errors import ModelError
-from models.tensors import check_tensors
+from models.tensors import check_no_others, check_tensors
 
 CONVOLUTIONS = 4  # shared by all scales
 UNUSED = re.compile(r"quantize\.ema_vocab_hit_SV")  # a training counter
@@ -58,6 +58,7 @@ class StarVae(nn.Module):
         pieces = vae.names()
         wanted = {name: torch.cat([vae.get_parameter(part) for part in parts]) for name, parts in pieces.items()}
         check_tensors(path, weights, wanted)
+        check_no_others(path, weights, wanted)
         split = {
             part: tensor
             for name, parts in pieces.items()

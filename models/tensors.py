@@ -3,9 +3,9 @@
 import argparse
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -52,18 +52,36 @@ def read_tensors(path: Path, *keys: str) -> dict[str, Tensor]:
     return found
 
 
-def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Both have the same names and shapes. Raises ModelError with the first that differs."""
+class Shaped(Protocol):
+    """A tensor, or one that is still on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def check_tensors(
+    source: Path, found: Mapping[str, Shaped], wanted: Mapping[str, Tensor], names: Callable[[str], str] = str
+) -> None:
+    """Every wanted tensor is there in its shape. Raises ModelError with the first that is not.
+
+    names: what a wanted one is called in the files.
+    """
     if missing := sorted(wanted.keys() - found.keys()):
-        raise ModelError(f"{path} lacks {len(missing)} weights, such as {missing[0]}: copy the checkpoint again")
+        raise ModelError(
+            f"{source} lacks {len(missing)} weights, such as {names(missing[0])}: copy the checkpoint again"
+        )
+    if wrong := [name for name, tensor in wanted.items() if found[name].shape != tensor.shape]:
+        name = wrong[0]
+        raise ModelError(
+            f"{source}: {names(name)} is {tuple(found[name].shape)}, but by config and other weights it should be "
+            f"{tuple(wanted[name].shape)} ({len(wrong)} such): they do not fit, so copy config and weights again"
+        )
+
+
+def check_no_others(source: Path, found: Mapping[str, Shaped], wanted: Mapping[str, Tensor]) -> None:
+    """Nothing else is there. Raises ModelError with the first that is."""
     if unknown := sorted(found.keys() - wanted.keys()):
         raise ModelError(
-            f"{path} has {len(unknown)} weights that this model has no place for, such as {unknown[0]}: "
+            f"{source} has {len(unknown)} weights that this model has no place for, such as {unknown[0]}: "
             "it is another variant"
         )
-    for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
-            raise ModelError(
-                f"{path}: {name} is {tuple(found[name].shape)}, but by the other weights "
-                f"it should be {tuple(tensor.shape)}: copy the checkpoint again"
-            )

@@ -10,19 +10,18 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from models.captions import clean_caption
 from models.errors import ModelError
 from models.hub import fetch
+from models.text_encoders import load_encoder, load_tokenizer
 
 FILES = ("*.json", "*.model", "*.safetensors")  # of an encoder on the hub: no second copy in other formats
 
@@ -92,21 +91,11 @@ class TextFeatures:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        try:
-            return AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"the tokenizer in {self.folder} cannot be read: copy the text encoder again") from error
+        return load_tokenizer(self.folder)
 
     @cached_property
     def encoder(self) -> T5EncoderModel:
-        logging.disable_progress_bar()
-        try:
-            encoder = T5EncoderModel.from_pretrained(self.folder, dtype=self.dtype)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(f"the text encoder in {self.folder} cannot be read ({reason}): copy it again") from error
-        place: Any = torch.device(self.device)  # transformers types `to` as if its models did not take one
-        return encoder.to(place).eval().requires_grad_(False)
+        return load_encoder(T5EncoderModel, self.folder, self.dtype, self.device)
 
     def _identity(self) -> str:
         """A short hash of what the features depend on besides the caption."""

@@ -38,7 +38,7 @@ def load_vq(weights: Mapping[str, Tensor], side: int, where: Path) -> JanusVQVAE
     with torch.device("meta"):
         vq = JanusVQVAE(config)
     expected = original_weights(vq)
-    check_tensors(where, {name: tensor for name, tensor in weights.items() if name in expected}, expected)
+    check_tensors(where, weights, expected)
     vq.load_state_dict({_to_transformers(name): weights[name] for name in expected}, assign=True)
     return vq.eval().requires_grad_(False)
 

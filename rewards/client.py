@@ -32,6 +32,7 @@ from numpy import ndarray
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from rewards.errors import RewardError
+from rewards.patience import Patience
 from rewards.reward import Scores, joined
 from rewards.wire import (
     TOKEN_HEADER,
@@ -55,26 +56,6 @@ PROMPTS = 1000  # in one question
 AT_ONCE = 2  # parts under way per server: one is scored while the next is sent
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for servers, in seconds, and what to send at once.
-
-    timeout: for one request, from the connection to the last byte of the answer.
-    connect: for the connection alone, and for a question after a server's health.
-    attempts: for each part.
-    pause: before the second attempt; it doubles up to `longest`, and up to `pause` at random is added.
-    longest: the longest pause, and the longest that a server which failed is left alone.
-    images: in one request.
-    """
-
-    timeout: float = 120.0
-    connect: float = 5.0
-    attempts: int = 8
-    pause: float = 0.5
-    longest: float = 30.0
-    images: int = 16
-
-
 class Fault(Exception):  # noqa: N818 (RewardError is what reaches callers)
     """One attempt failed; another one may not."""
 
@@ -96,8 +77,8 @@ class Server:
 class RemoteReward:
     """The reward of that name on one or several servers. Between calls, it remembers which of them are well."""
 
-    def __init__(self, reward: str, addresses: Sequence[str], patience: Patience = Patience()) -> None:
-        self.reward, self.patience = reward, patience
+    def __init__(self, reward: str, addresses: Sequence[str], patience: Patience | None = None) -> None:
+        self.reward, self.patience = reward, patience or Patience()
         self.servers = [Server(address) for address in addresses]
         self.name = reward  # `check` learns what it is made of
         self.dice = random.Random()

@@ -9,6 +9,7 @@ from typing import Any
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from PIL import Image
@@ -42,8 +43,18 @@ class Clip:
         with self._half():
             return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
 
+    def similarity(self, images: Sequence[UInt8[ndarray, "H W 3"]], texts: Sequence[str]) -> Float[Tensor, " B"]:
+        """The cosine between each image and its text; a text that comes several times is encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        rows = [distinct.index(text) for text in texts]
+        return cosine(self.encode_images(images), self.encode_texts(distinct)[rows])
+
     def _half(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda")
+
+
+def cosine(images: Float[Tensor, "B D"], texts: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    return (F.normalize(images, dim=-1) * F.normalize(texts, dim=-1)).sum(-1)
 
 
 def load_clip(source: str | Path, architecture: str, device: str = "cpu") -> Clip:

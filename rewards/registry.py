@@ -6,19 +6,37 @@ What a run is told to maximise is one text, a specification:
     geneval:1.0 hpsv2:0.5                               a weighted sum (`rewards.compose`)
     shapes@http://10.0.0.1:8100,http://10.0.0.2:8100    served elsewhere (`rewards.client`)
     geneval:1.0@http://10.0.0.1:8100 hpsv2:0.5          both
+
+Weights are fetched when first used. An environment variable, named where the reward is built below, may hold the path
+of a copy instead; for a judge it holds the endpoint's address. `docs/rewards.md` has them all in a table.
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from rewards.errors import RewardError
 
 if TYPE_CHECKING:
+    from rewards.colors import ClipColors
+    from rewards.patience import Patience
     from rewards.reward import Reward
+
+Loaded = TypeVar("Loaded")
+SCORERS = "rewards/requirements-scorers.txt"
+
+
+def _local(variable: str, load: Callable[[str | None], Loaded]) -> Loaded:
+    """What `load` makes of the weights that the environment variable names, or of None: the published ones."""
+    try:
+        return load(os.environ.get(variable) or None)
+    except RewardError as error:
+        raise RewardError(f"{error} ({variable} may name a copy)") from error
 
 
 def _shapes(rules: str, device: str) -> "Reward":
@@ -28,15 +46,116 @@ def _shapes(rules: str, device: str) -> "Reward":
     return GenEvalReward(ShapesDetector(), PaletteColours(), rules)
 
 
+def _colors(device: str) -> "ClipColors":
+    from rewards.colors import OPENAI, ClipColors
+
+    return _local("T2I_RL_CLIP", lambda source: ClipColors.load(source or OPENAI, device))
+
+
+def _geneval(rules: str, device: str, swap_red_blue: bool = False) -> "Reward":
+    """With the benchmark's detector. swap_red_blue: show it pictures as the released training servers do."""
+    from rewards.detectors.mask2former import Mask2FormerDetector
+    from rewards.detectors.openmmlab import OFFICIAL
+    from rewards.geneval_reward import GenEvalReward
+
+    detector = _local(
+        "T2I_RL_DETECTOR",
+        lambda source: Mask2FormerDetector.load(source or OFFICIAL, device, swap_red_blue=swap_red_blue),
+    )
+    return GenEvalReward(detector, _colors(device), rules)
+
+
+def _geneval_facebook(rules: str, device: str) -> "Reward":
+    """With another training of the same network: not the benchmark's detector."""
+    from rewards.detectors.mask2former import FACEBOOK, Mask2FormerDetector
+    from rewards.geneval_reward import GenEvalReward
+
+    detector = _local("T2I_RL_DETECTOR_FACEBOOK", lambda source: Mask2FormerDetector.load(source or FACEBOOK, device))
+    return GenEvalReward(detector, _colors(device), rules)
+
+
+def _geneval_mmdet(device: str) -> "Reward":
+    from rewards.detectors.mmdet import MmdetDetector
+    from rewards.detectors.openmmlab import OFFICIAL
+    from rewards.geneval_reward import GenEvalReward
+
+    detector = _local("T2I_RL_DETECTOR", lambda source: MmdetDetector.load(source or OFFICIAL, device))
+    return GenEvalReward(detector, _colors(device))
+
+
+def _hpsv2(version: Literal["2.0", "2.1"], variable: str, device: str, antialias: bool = True) -> "Reward":
+    from rewards.hpsv2 import HpsV2
+
+    return _local(variable, lambda source: HpsV2.load(version, source, device, antialias))
+
+
+def _pickscore(device: str) -> "Reward":
+    from rewards.pickscore import PickScore
+
+    return _local("T2I_RL_PICKSCORE", lambda source: PickScore.load(source, device))
+
+
+def _imagereward(device: str) -> "Reward":
+    from rewards.imagereward import ImageReward
+
+    return _local("T2I_RL_IMAGEREWARD", lambda source: ImageReward.load(source, device))
+
+
+def _clipscore(device: str) -> "Reward":
+    from rewards.clipscore import ClipScore
+
+    return _local("T2I_RL_CLIPSCORE", lambda source: ClipScore.load(source, device))
+
+
+def _aesthetic(device: str) -> "Reward":
+    from rewards.aesthetic import Aesthetic
+
+    clip = _colors(device).clip  # the same network
+    return _local("T2I_RL_AESTHETIC", lambda source: Aesthetic.load(clip, source))
+
+
+def _judge(name: str, variable: str, device: str) -> "Reward":
+    from rewards.judge import Endpoint, Judge
+    from rewards.judge_forms import FORMS, read_form
+
+    endpoint = Endpoint.from_environment(variable)
+    own = os.environ.get(f"{variable}_FORM")
+    return Judge(name, read_form(Path(own)) if own else FORMS[name], endpoint)
+
+
 # Each builds its reward on a device.
 BUILDERS: dict[str, Callable[[str], "Reward"]] = {
     "shapes": partial(_shapes, "partial"),
     "shapes-official": partial(_shapes, "official"),
     "shapes-partial-released": partial(_shapes, "partial-released"),
+    "geneval": partial(_geneval, "partial"),
+    "geneval-official": partial(_geneval, "official"),
+    "geneval-partial-released": partial(_geneval, "partial-released"),
+    "geneval-partial-released-swapped": partial(_geneval, "partial-released", swap_red_blue=True),
+    "geneval-facebook": partial(_geneval_facebook, "partial"),
+    "geneval-facebook-official": partial(_geneval_facebook, "official"),
+    "geneval-mmdet": _geneval_mmdet,
+    "hpsv2": partial(_hpsv2, "2.1", "T2I_RL_HPSV2"),
+    "hpsv2-paper": partial(_hpsv2, "2.1", "T2I_RL_HPSV2", antialias=False),
+    "hpsv2.0": partial(_hpsv2, "2.0", "T2I_RL_HPSV2_0"),
+    "hpsv2.0-paper": partial(_hpsv2, "2.0", "T2I_RL_HPSV2_0", antialias=False),
+    "pickscore": _pickscore,
+    "imagereward": _imagereward,
+    "clipscore": _clipscore,
+    "aesthetic": _aesthetic,
+    "judge": partial(_judge, "judge", "T2I_RL_JUDGE"),
+    "deqa": partial(_judge, "deqa", "T2I_RL_DEQA"),
+    "unifiedreward": partial(_judge, "unifiedreward", "T2I_RL_UNIFIEDREWARD"),
 }
 
 # What bad and good images score, for rewards whose scores do not lie in 0..1: a sum of rewards puts them there.
-RANGES: dict[str, tuple[float, float]] = {}
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("hpsv2", "hpsv2-paper", "hpsv2.0", "hpsv2.0-paper", "clipscore"), (0.2, 0.35)),
+    "pickscore": (15.0, 26.0),
+    "imagereward": (-2.0, 2.0),
+    "aesthetic": (1.0, 10.0),
+    **dict.fromkeys(("judge", "deqa", "unifiedreward"), (1.0, 5.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -98,26 +217,34 @@ def _check_address(address: str, word: str) -> None:
         raise RewardError(f"{address!r} in {word!r} is no address of a server: write it as http://HOST:PORT")
 
 
-def build(specification: str, device: str = "cpu") -> "Reward":
+def build(specification: str, device: str = "cpu", patience: "Patience | None" = None) -> "Reward":
     """The reward that a specification describes; what runs in this process runs on `device`."""
     terms = parse(specification)
     if len(terms) == 1 and terms[0].weight is None:
-        return _build(terms[0], device)
+        return _build(terms[0], device, patience)
     from rewards.compose import Composite, Member
 
     return Composite(
         {
             term.name: Member(
-                _build(term, device), 1.0 if term.weight is None else term.weight, RANGES.get(term.name, (0.0, 1.0))
+                _build(term, device, patience),
+                1.0 if term.weight is None else term.weight,
+                RANGES.get(term.name, (0.0, 1.0)),
             )
             for term in terms
         }
     )
 
 
-def _build(term: Term, device: str) -> "Reward":
+def _build(term: Term, device: str, patience: "Patience | None") -> "Reward":
     if not term.addresses:
-        return BUILDERS[term.name](device)
+        try:
+            return BUILDERS[term.name](device)
+        except ModuleNotFoundError as error:
+            raise RewardError(
+                f"the reward {term.name!r} needs the package {error.name}: run `pip install -r {SCORERS}`, or serve it "
+                "from where that is installed"
+            ) from error
     from rewards.client import RemoteReward
 
-    return RemoteReward(term.name, term.addresses)
+    return RemoteReward(term.name, term.addresses, patience)

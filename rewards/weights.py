@@ -1,13 +1,8 @@
-"""Weights on disk: fetched on first use, pinned from then on, and read without running what they hold.
+"""Weights on disk: fetched on first use, pinned from then on (`rewards.pins`), and read without running what they hold.
 
-The cache is `$T2I_RL_CACHE`, by default `~/.cache/t2i-rl` (files of the Hugging Face hub stay in the hub's own cache).
-Its `pins.json` records the SHA-256, and for the hub the revision, of each file when it was first seen; another file
-under the same name is refused later.
+Files are fetched to the cache; those of the Hugging Face hub stay in the hub's own cache.
 """
 
-import hashlib
-import json
-import os
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -20,17 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rewards.errors import RewardError
+from rewards.pins import cache_folder, pin, pins
 
-PINS = "pins.json"
 HUB_ID = r"\w[\w.-]*/[\w.-]+"  # owner/name
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("T2I_RL_CACHE") or Path.home() / ".cache" / "t2i-rl")
-
-
-def fetch(url: str, digest_start: str) -> Path:
-    """The file at `url`, downloaded once; its SHA-256 begins with `digest_start`, the publisher's own check.
+def fetch(url: str, digest_start: str = "") -> Path:
+    """The file at `url`, downloaded once; its SHA-256 begins with `digest_start`, where its publisher says one.
 
     Raises RewardError without a connection, and for other bytes than were expected or seen before.
     """
@@ -40,8 +31,9 @@ def fetch(url: str, digest_start: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest_start, progress=False)
         except (URLError, OSError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
             raise RewardError(
-                f"cannot fetch {url} ({error}): run `curl -L -o {path} {url}` where there is one"
+                f"cannot fetch {url} ({reason}): run `curl -L -o {path} {url}` where there is a connection"
             ) from error
     digest = pin(url, path)
     if not digest.startswith(digest_start):
@@ -55,7 +47,7 @@ def fetch_from_hub(repository: str, name: str) -> Path:
     """One file of a repository of the Hugging Face hub, at the revision first seen. Raises RewardError."""
     key = f"hub:{repository}/{name}"
     try:
-        path = Path(hf_hub_download(repository, name, revision=_pins().get(key, {}).get("revision")))
+        path = Path(hf_hub_download(repository, name, revision=pins().get(key, {}).get("revision")))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RewardError(
@@ -64,38 +56,6 @@ def fetch_from_hub(repository: str, name: str) -> Path:
         ) from error
     pin(key, path, revision=path.parents[len(Path(name).parts) - 1].name)
     return path
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def pin(key: str, path: Path, **seen: str) -> str:
-    """Record the file's SHA-256 (and what else was `seen`) under `key`, or compare; returns it. Raises RewardError."""
-    digest, pins = sha256(path), _pins()
-    if key not in pins:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f"{PINS}.{os.getpid()}"
-        aside.write_text(json.dumps(pins | {key: {"sha256": digest, **seen}}, indent=2, sort_keys=True) + "\n")
-        aside.replace(folder / PINS)
-    elif pins[key]["sha256"] != digest:
-        raise RewardError(
-            f"{path} is not the file that was first used (SHA-256 {digest[:8]}..., then {pins[key]['sha256'][:8]}...): "
-            f"restore it, or remove {key!r} from {cache_folder() / PINS} to accept the new one"
-        )
-    return digest
-
-
-def _pins() -> dict[str, dict[str, str]]:
-    path = cache_folder() / PINS
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise RewardError(f"{path} is not JSON ({error}): repair it, or remove it to record the files anew") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

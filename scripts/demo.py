@@ -3,7 +3,7 @@
     make demo
 
 Writes `runs/demo` anew: the run itself, `summary.json` (held-out accuracy before and after, overall and per
-tag; seconds), heatmaps and pictures before and after.
+tag; seconds), heatmaps before and after, and `report.html`, which shows the run in one page.
 """
 
 import dataclasses
@@ -19,16 +19,18 @@ from rich.table import Table
 from models.policy import Policy
 from models.registry import load
 from rewards.registry import build
-from t2i_rl import heatmaps
+from t2i_rl import report
 from t2i_rl.checkpoints import latest, write_atomically
 from t2i_rl.evaluation import Evaluation, evaluate
+from t2i_rl.heatmap_files import save
+from t2i_rl.heatmaps import token_maps
 from t2i_rl.presets import preset
 from t2i_rl.prompts import balanced, load_prompts
 from t2i_rl.run import CHECKPOINTS, start
 
 RUN = Path("runs/demo")
 IMAGES_PER_TAG = 100
-HEATMAP_PROMPT = "a photo of a red circle and a blue cross"
+HEATMAP_PROMPT, HEATMAP_IMAGES = "a photo of a red circle and a blue cross", 3
 
 
 def held_out(policy: Policy, seed: int) -> Evaluation:
@@ -67,14 +69,20 @@ def main() -> None:
     trained = load(str(newest))
     console.print("Judging the trained model …")
     after = scores(held_out(trained, SETTINGS.seed))
-    for name, policy, reference in (("heatmap_before", base, None), ("heatmap_after", trained, base)):
-        maps = heatmaps.token_maps(policy, HEATMAP_PROMPT, 4, SETTINGS.rollout.sampling, SETTINGS.seed, reference)
-        heatmaps.save(maps, RUN / name)
+    for name, policy, reference, what in (
+        ("heatmap_before", base, None, "before training"),
+        ("heatmap_after", trained, base, f"after {SETTINGS.steps} steps, against before"),
+    ):
+        sampling = SETTINGS.rollout.sampling
+        maps = token_maps(policy, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, SETTINGS.seed, reference, source=what)
+        save(maps, RUN / name)
     summary = {"before": before, "after": after, "seconds": round(time.time() - began, 1)}
     write_atomically(RUN / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(RUN / report.REPORT, report.report([report.read(RUN, RUN.name)]))
     console.print(table(before, after))
     console.print(f"{summary['seconds']:.0f} seconds. Look at:")
     for file, what in (
+        (report.REPORT, "the whole run in one page: curves, samples through training, heatmaps, settings"),
         ("reward.png", "the reward and the held-out score against steps"),
         ("samples.png", "the same prompts and noise over the steps"),
         ("heatmap_before/heatmap.html", "which tokens the prompt decides, before training"),

@@ -4,6 +4,8 @@ from __future__ import annotations  # with TYPE_CHECKING: the command line asks 
 
 from typing import TYPE_CHECKING
 
+from rewards.patience import Patience
+from rewards.registry import parse
 from t2i_rl.config import TrainConfig
 from t2i_rl.credit import CONTRASTS
 from t2i_rl.credit.position import SlidingWindow
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def check_settings(config: TrainConfig, method: Method) -> None:
-    """Raise UserError for what contradicts itself, or would have no effect."""
+    """Raise UserError for what contradicts itself or would have no effect, RewardError for an unknown reward."""
+    _check_rewards(config, method)
     sampling, update = config.rollout.sampling, config.update
     cut = sampling.top_k > 0 or sampling.top_p < 1
     if method.objective.kl == "full" and update.log_prob == "cfg" and cut:
@@ -34,14 +37,35 @@ def check_settings(config: TrainConfig, method: Method) -> None:
         raise UserError(
             f"contrast-prompt has no effect: method {method.name} does not compare the prompt with another one"
         )
-    if config.reward_order == "normalize-then-sum":
-        if not config.reward_weights:
-            raise UserError("reward-order is normalize-then-sum, of nothing: name the parts in reward-weights")
-        if method.scale != "group" or method.entropy_reward is not None:
-            raise UserError(
-                f"method {method.name} cannot normalize several rewards: that needs the scale group and no entropy "
-                "reward; set reward-order to sum-then-normalize"
-            )
+
+
+def _check_rewards(config: TrainConfig, method: Method) -> None:
+    terms, weights = parse(config.reward), config.reward_weights
+    own = {term.name: term.weight for term in terms if term.weight is not None}
+    normalized = config.reward_order == "normalize-then-sum"
+    if own and weights and "total" not in weights and not (normalized and own == weights):
+        raise UserError(
+            f"reward gives weights ({config.reward}) and so does reward-weights, which leaves them without effect: "
+            "keep one of the two"
+        )
+    if method.entropy_reward is not None and len(terms) > 1:
+        raise UserError(
+            f"method {method.name} has an entropy reward, for the best images of one verifiable reward, and a sum of "
+            "rewards hardly has equals: choose one reward, or set entropy_reward=none in the method"
+        )
+    if normalized and not config.part_weights:
+        raise UserError(
+            "reward-order is normalize-then-sum, of nothing: give several rewards, or name the parts in reward-weights"
+        )
+    if normalized and (method.scale != "group" or method.entropy_reward is not None):
+        raise UserError(
+            f"method {method.name} cannot normalize several rewards: that needs the scale group and no entropy "
+            "reward; set reward-order to sum-then-normalize"
+        )
+    if config.reward_server != Patience() and not any(term.addresses for term in terms):
+        raise UserError(
+            "reward-server has no effect on a reward in this process: name its servers, as in NAME@http://HOST:PORT"
+        )
 
 
 def check_layout(method: Method, layout: TokenLayout) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from t2i_rl.tracking import read_metrics
+from t2i_rl.tracking import read_metrics, step_seconds
 
 ARM, BASELINE, OTHERS = "#0072B2", "black", "0.8"  # told apart without colour vision, and in print
 COLUMNS = 4  # panels in a row
@@ -59,7 +59,7 @@ def read_run(run: Path, steps: int, reference: bool) -> Finished | None:
     rows = [row for row in read_metrics(run) if row["step"] <= steps]
     if not rows or rows[-1]["step"] != steps or "heldout" not in rows[-1]:
         return None
-    spent = np.cumsum([sum(value for name, value in row.items() if name.startswith("seconds/")) for row in rows])
+    spent = np.cumsum([step_seconds(row) for row in rows])
     evaluated = [(row, float(now)) for row, now in zip(rows, spent, strict=True) if "heldout" in row]
     trained = [row for row in rows if row["step"] > 0]
     # A step whose groups were all left out has no divergence.

@@ -15,10 +15,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from rewards.patience import Patience
+from rewards.registry import parse
 from t2i_rl.errors import UserError
 
 LogProb = Literal["cond", "cfg"]
 RewardOrder = Literal["sum-then-normalize", "normalize-then-sum"]
+OnRewardFailure = Literal["stop", "drop_group"]
 # One text of the form that rewards.registry reads; on the command line its words need no quotes.
 RewardSpecification = Annotated[
     str,
@@ -31,8 +34,8 @@ RewardSpecification = Annotated[
     ),
 ]
 
-# What may differ between a run and its continuation, and where it lies.
-FREE = ("out", "steps", "device")
+# What may differ between a run and its continuation: where it lies and runs, and what it bears with.
+FREE = ("out", "steps", "device", "on_reward_failure", "reward_server")
 
 
 def _check(name: str, value: object, holds: bool, wanted: str) -> None:
@@ -199,6 +202,8 @@ class TrainConfig:
 
     --config FILE: the run file, TOML or JSON, with settings by the names below.
 
+    --dry-run: say what all this comes to and what would be downloaded; nothing is started or written.
+
     --resume RUN: continue a run instead; see t2i-rl train --resume RUN --help.
 
     Attributes:
@@ -208,16 +213,18 @@ class TrainConfig:
             where it is served (shapes@http://127.0.0.1:8100).
         reward_weights: parts of the reward by name (or total) and their weights, to train on their weighted sum;
             nothing: on the total.
-        reward_order: whether the parts are summed and then compared inside the group, or the reverse.
-        prompts: the training prompts: shapes:train, or a .jsonl or .txt file.
+        reward_order: whether the parts are summed and then compared inside the group, or the reverse. The reverse of a
+            sum of rewards (geneval:1.0 hpsv2:0.5) takes its weights from there.
+        on_reward_failure: where an image has no score: stop the run, or leave its whole group out of the update.
+        prompts: the training prompts: shapes:train, the name of a set (t2i-rl data list) or a .jsonl or .txt file.
         heldout: the prompts of the periodic evaluation, likewise.
         steps: rollouts in the whole run.
         seed: of the noise and of the order of the prompts.
         out: the run folder; it must not exist.
         contrast_prompt: what methods that measure the prompt's influence compare it with, "" being the unconditional
             branch; if not given, what guidance leads away from.
-        dtype: of the weights and of AdamW's moments (whose epsilon float16 would round to 0). There are no float32
-            master weights beside bfloat16 ones: steps below about 1/256 of a weight are lost. Adapters are float32.
+        dtype: of the weights. AdamW steps on float32 copies of bfloat16 ones, to which its steps would be lost; its
+            moments and adapters are float32 always.
         trainable: which parameters the update changes, as a regular expression that their names contain, such as
             language_model|generation_head; nothing: the model family's own, the transformer.
         device: where everything runs, such as cpu or cuda.
@@ -228,6 +235,7 @@ class TrainConfig:
     reward: RewardSpecification = "shapes"
     reward_weights: dict[str, float] = field(default_factory=dict)
     reward_order: RewardOrder = "sum-then-normalize"
+    on_reward_failure: OnRewardFailure = "stop"
     prompts: str = "shapes:train"
     heldout: str = "shapes:heldout"
     steps: int = 100
@@ -242,6 +250,7 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    reward_server: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
         _check("steps", self.steps, self.steps >= 1, "at least 1")
@@ -250,6 +259,16 @@ class TrainConfig:
         _check("rollout.sampling.temperature", temperature, temperature > 0, "above 0 in training")
         weights = self.reward_weights
         _check("reward-weights", weights, all(map(math.isfinite, weights.values())), "names with finite numbers")
+
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """What `reward_weights` names or, for normalize-then-sum, the rewards of a sum; with their weights."""
+        if self.reward_weights or self.reward_order == "sum-then-normalize":
+            return self.reward_weights
+        terms = parse(self.reward)
+        if len(terms) == 1 and terms[0].weight is None:
+            return {}
+        return {term.name: 1.0 if term.weight is None else term.weight for term in terms}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +281,7 @@ class PlanConfig:
         memory_gb: of each, in 10^9 bytes.
         bandwidth_gbs: of its memory, 10^9 bytes a second at peak (an H100 SXM's, if not given).
         tflops: 10^12 operations a second at peak, in the run's precision, without sparsity.
-        dtype: of the weights and of AdamW's moments.
+        dtype: of the weights; gradients, moments and the copies that AdamW steps on are float32.
         prompts_per_step: P, prompts in a step.
         group_size: G, images per prompt.
         rollout_batch: prompts sampled at once on a GPU.
@@ -308,17 +327,22 @@ def to_json(config: TrainConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
 
 
-def fixed(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a continuation has to share, by dotted name, as JSON holds them."""
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """The settings by dotted name, as JSON holds them."""
 
-    def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        leaves: dict[str, Any] = {}
+    def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, value in tree.items():
             nested = isinstance(value, dict) and value
-            leaves |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-        return leaves
+            found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        return found
 
-    return {name: value for name, value in flat(json.loads(to_json(config))).items() if name not in FREE}
+    return leaves(json.loads(to_json(config)))
+
+
+def fixed(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a continuation has to share."""
+    return {name: value for name, value in flat(config).items() if name.partition(".")[0] not in FREE}
 
 
 def read_settings(path: Path) -> Any:
@@ -345,7 +369,7 @@ def override(config: Any, settings: Any, where: str) -> Any:
         if dataclasses.is_dataclass(hints[name]):
             changes[name] = override(getattr(config, name), value, f"{where}, {key},")
         else:
-            changes[name] = _converted(value, hints[name], f"{where}: {key}")
+            changes[name] = _converted(value, hints[name], f"{where.removesuffix(',')}: {key}")
     return dataclasses.replace(config, **changes)
 
 

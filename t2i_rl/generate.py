@@ -25,6 +25,7 @@ from t2i_rl.sampler import Noise, encode, sample_group
 
 SHEET_PROMPTS = 64  # the contact sheet shows this many prompts, the first ones
 CELL, MARGIN, CAPTION = 128, 8, 20  # pixels
+JPEG_QUALITY = 95
 
 
 class Generated(NamedTuple):
@@ -77,10 +78,11 @@ def image_path(prompt: int, sample: int) -> Path:
 
 
 def save_image(path: Path, image: UInt8[ndarray, "H W 3"]) -> None:
-    """Write a PNG that is there whole or not at all."""
+    """Write a PNG, or for a name that ends in .jpg a JPEG, that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    Image.fromarray(image).save(aside, format="PNG")
+    options = {"format": "JPEG", "quality": JPEG_QUALITY} if path.suffix == ".jpg" else {"format": "PNG"}
+    Image.fromarray(image).save(aside, **options)
     aside.replace(path)
 
 

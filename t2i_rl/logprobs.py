@@ -13,13 +13,13 @@ The log-prob mode says which distribution is scored, for the old, the new and th
 Where guidance is 1 at temperature 1 without top-k and top-p, the two are the same.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from models.policy import Condition, Policy
 from t2i_rl.config import LogProb, Sampling
@@ -55,7 +55,7 @@ def replay(
 ) -> Replay:
     """Log-probability of every token; if asked, the distribution's entropy and its exact KL to the reference's.
 
-    Float32, with gradient. Each chunk's logits are recomputed in backward.
+    Float32, with gradient. Logits are recomputed in backward, of the tokens whose gradient is not 0.
     """
     hidden, guidance = _states(policy, condition, tokens, scoring)
     states = [hidden]
@@ -76,16 +76,39 @@ def replay(
 
     flat = [tokens.flatten(), guidance.repeat(len(tokens)), *(part.flatten(1, 2) for part in states)]
     parts = zip(*(part.split(chunk, dim=max(0, part.ndim - 2)) for part in flat), strict=True)
-    if torch.is_grad_enabled():
-        pieces = [checkpoint(piece, *part, use_reentrant=False) for part in parts]
-    else:
-        pieces = [piece(*part) for part in parts]
+    weights = [weight for weight in policy.module.parameters() if weight.requires_grad]
+    pieces = [_Recomputed.apply(piece, weights, *part, *weights) for part in parts]
     lp, *others = torch.cat(pieces, -1).unflatten(-1, tokens.shape)
     return Replay(
         lp,
         entropy=others[0] if with_entropy else None,
         kl=others[-1] if reference is not None else None,
     )
+
+
+class _Recomputed(torch.autograd.Function):
+    """A piece's values at the tokens of a chunk, of which nothing is kept for backward but what it is computed from.
+
+    Backward computes the piece again, only at the tokens that have a gradient: those without credit cost none.
+    The weights that the piece may read are handed over once more for their gradients' sake.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, piece: Callable[..., Tensor], weights: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.piece, ctx.weights = piece, weights
+        ctx.save_for_backward(*tensors[: len(tensors) - len(weights)])
+        return piece(*ctx.to_save)
+
+    @staticmethod
+    def backward(ctx: Any, pulled: Float[Tensor, "values T"]) -> tuple[Tensor | None, ...]:
+        chosen, factor, own, *others = ctx.saved_tensors
+        rows = (pulled != 0).any(0).nonzero()[:, 0]
+        with torch.enable_grad():
+            states = own.detach()[:, rows].requires_grad_()
+            values = ctx.piece(chosen[rows], factor[rows], states, *(part[:, rows] for part in others))
+        pull, *pulls = torch.autograd.grad(values, [states, *ctx.weights], pulled[:, rows], allow_unused=True)
+        whole = torch.zeros_like(own).index_copy(1, rows, pull)
+        return None, None, None, None, whole, *(None for _ in others), *pulls
 
 
 def _states(

@@ -4,8 +4,9 @@ Arithmetic on the true architecture, nothing measured. Memory counts what is as 
 allocator's own and the driver's are left to `USABLE`. The floors assume the peak speeds that the plan is given, so a
 real step takes longer; how much longer is the efficiency.
 
-With several GPUs the trained module is sharded (weights, gradients, moments, reference) and gathered whole once per
-rollout; image tokenizer and text encoder are whole on each. Groups are never split, so prompts are what is shared out.
+With several GPUs the trained module is sharded (weights, their float32 copies, gradients, moments, reference) and
+gathered whole once per rollout; image tokenizer and text encoder are whole on each. Groups are never split, so prompts
+are what is shared out.
 """
 
 from itertools import accumulate
@@ -38,11 +39,10 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
         name: count(modules) * (4 if name in FLOAT32[model.family] else size) for name, modules in model.parts.items()
     }
     first, *others = bytes_of.values()
-    trained, adapters = model.trained, plan.lora_rank * adapter_entries(model)
-    if plan.lora_rank:
-        trained, size = adapters, 4  # adapters are float32
-    sequence = read(model, plan) + model.tokens
-    rows, rolled = BRANCHES * plan.group_size * plan.rollout_batch, BYTES[plan.dtype]
+    adapters = plan.lora_rank * adapter_entries(model)
+    trained = adapters or model.trained
+    sequence = read(model, plan) + sum(fed(model))
+    rows = BRANCHES * plan.group_size * plan.rollout_batch
     # With checkpointing, every layer's input and all of the one layer that is being recomputed.
     whole, inputs = (1, len(model.layers)) if plan.gradient_checkpointing else (len(model.layers), 0)
     kept = whole * kept_by_layer(model) + inputs * model.width
@@ -51,18 +51,19 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
             "weights": first / plan.gpus,
             "other parts": sum(others),
             "adapters": 4 * adapters / plan.gpus,
-            "gradients": size * trained / plan.gpus,
-            "moments": 2 * size * trained / plan.gpus,
-            "reference": 0 if plan.lora_rank or not plan.reference else rolled * model.trained / plan.gpus,
+            "float32 copies": 4 * trained / plan.gpus if copied(plan) else 0,
+            "gradients": 4 * trained / plan.gpus,
+            "moments": 2 * 4 * trained / plan.gpus,
+            "reference": 0 if plan.lora_rank or not plan.reference else size * model.trained / plan.gpus,
         },
         "sampling": {
             "gathered weights": first - first / plan.gpus,
-            "keys and values": rows * sequence * cached(model) * rolled,
+            "keys and values": rows * sequence * cached(model) * size,
             "logits": rows // BRANCHES * max(model.blocks) * model.codes * 4 * LOGIT_COPIES,
         },
         "update": {
-            "gathered layers": 0 if plan.gpus == 1 else 2 * linear_weights(model.layers) / len(model.layers) * rolled,
-            "activations": plan.update_batch * sequence * kept * rolled,
+            "gathered layers": 0 if plan.gpus == 1 else 2 * linear_weights(model.layers) / len(model.layers) * size,
+            "activations": plan.update_batch * sequence * kept * size,
             "logits": CHUNK * model.codes * 4 * CHUNK_COPIES,
         },
     }
@@ -92,20 +93,31 @@ def read(model: Architecture, plan: PlanConfig) -> int:
     return plan.prompt_tokens if model.in_sequence else 0
 
 
+def fed(model: Architecture) -> tuple[int, ...]:
+    """Positions of the sequence that each step takes: the last token of a raster is predicted and never read."""
+    return model.blocks[:-1] if model.in_sequence else model.blocks
+
+
+def copied(plan: PlanConfig) -> bool:
+    """Whether the optimizer steps on float32 copies (`t2i_rl.master`)."""
+    return plan.dtype != "float32" and not plan.lora_rank
+
+
 def floors(model: Architecture, plan: PlanConfig) -> dict[str, tuple[float, float]]:
     """Operations and bytes of a step on each GPU, as (sampling's, update's), none of which can be saved.
 
     A multiplication and an addition are two operations. Sampling reads the layers and the head once per decoding step
-    and batch, and the keys and values of everything before. The update reads the weights once per pass and batch, and
-    AdamW reads and writes weights, gradients and moments.
+    and batch, and the keys and values of everything before. The update reads the weights once per pass and batch;
+    AdamW reads weights, gradients and two moments and writes all but the gradients, copies and what they are copies of.
     """
     size, prompt = BYTES[plan.dtype], read(model, plan)
     layers, head = linear_weights(model.layers), linear_weights(model.head)
-    ends = [prompt + end for end in accumulate(model.blocks)]
-    seen = sum(block * end for block, end in zip(model.blocks, ends, strict=True))  # pairs of a token and one it sees
+    ends = [prompt + end for end in accumulate(fed(model))]
+    seen = sum(block * end for block, end in zip(fed(model), ends, strict=True))  # pairs of a token and one it sees
     attention = 4 * model.width * len(model.layers)  # operations of such a pair: scores, then values
     images, prompts = plan.images_per_gpu, plan.prompts_per_gpu
-    decoding = model.tokens * 2 * (layers + head) + seen * attention
+    tokens = sum(fed(model))
+    decoding = tokens * 2 * layers + model.tokens * 2 * head + seen * attention
     reading = prompt * 2 * layers + prompt * (prompt + 1) // 2 * attention
     batches = ceil(prompts / plan.rollout_batch)
     sampled = (
@@ -117,11 +129,10 @@ def floors(model: Architecture, plan: PlanConfig) -> dict[str, tuple[float, floa
     # Backward is one pass for the inputs' gradients and, where the weights are trained, one for theirs.
     passes = 1 + 1 + (not plan.lora_rank) + plan.gradient_checkpointing + plan.reference
     head_passes = 2 + 1 + plan.reference  # recomputed in backward; it is not trained in Janus
-    forward = (prompt + model.tokens) * 2 * layers + seen * attention + prompt * (prompt + 1) // 2 * attention
+    forward = (prompt + tokens) * 2 * layers + seen * attention + prompt * (prompt + 1) // 2 * attention
     updated = (
         images * (passes * forward + head_passes * model.tokens * 2 * head),
-        ceil(images / plan.update_batch) * passes * layers * size
-        + 7 * trained * (4 if plan.lora_rank else size) / plan.gpus,
+        ceil(images / plan.update_batch) * passes * layers * size + trained * (7 * 4 + size * copied(plan)) / plan.gpus,
     )
     return {"operations": (sampled[0], updated[0]), "bytes": (sampled[1], updated[1])}
 

@@ -1,13 +1,15 @@
 """Full runs as data: one preset per column of the two papers' tables of settings, and those of the tiny model.
 
 A preset goes by its name (`t2i-rl train --preset janus-pro-7b-geneval-cfg`) or by model, reward and method together
-(`--model janus-pro-7b --reward geneval --method cfg`). Flags win over the run file, which wins over the preset.
+(`--model janus-pro-7b --reward geneval --method cfg`); without a reward it is the model's first. Flags win over the run
+file, which wins over the preset.
 
 What both papers spread over processes is one batch here: `prompts_per_step` is processes x prompts of each x
 accumulation. Micro-batches, evaluation and checkpoints are ours: they decide memory, speed and what is shown.
-Weights are float32, where the releases train in bfloat16 beside float32 master copies: without those, most steps of
-AdamW at these learning rates are smaller than what bfloat16 can add to a weight.
-The prompts are files that the user brings. Columns for models that answer in text are left out.
+Weights are float32, where the releases train in bfloat16 beside float32 copies: `--dtype bfloat16` does the same.
+GenEval's prompts are made by `t2i-rl data make`, those for HPSv2 are files that the user brings. GenEval's held-out
+figures are of the benchmark itself, which training never sees; `best.json`, a choice among checkpoints, does see it.
+Columns for models that answer in text are left out.
 Nothing here imports torch.
 """
 
@@ -35,8 +37,8 @@ TINY = TrainConfig(
 
 GENEVAL = TrainConfig(
     reward="geneval",
-    prompts="data/geneval-train.jsonl",
-    heldout="data/geneval-heldout.jsonl",
+    prompts="geneval-train",
+    heldout="geneval",
     steps=1600,
     device="cuda",
     evaluation=EvaluationConfig(every=100, images_per_tag=50, batch=16),
@@ -120,20 +122,31 @@ PRESETS: dict[str, TrainConfig] = {
 }
 
 
-BY_NAMES = {(config.model, config.reward, base_name(config.method)): config for config in PRESETS.values()}
+BY_NAMES = {(config.model, config.reward, base_name(config.method)): name for name, config in PRESETS.items()}
 
 
-def preset(model: str, reward: str, method: str) -> TrainConfig:
-    """The preset of a combination, or the defaults with these names where there is none.
+def preset_name(model: str, reward: str | None, method: str) -> str | None:
+    """The preset of a combination, None where there is none.
 
-    A bare method stands for the preset's variant of it; one that is spelt out with its settings stays as it is.
+    Without a reward it is the model's first, rather one of this method than of another.
     A single reward has the same preset wherever it is served: `geneval@http://HOST:PORT`.
     """
-    scored = reward if " " in reward else reward.partition("@")[0]
-    found = BY_NAMES.get((model, scored, base_name(method)))
-    if found is None:
-        return TrainConfig(model=model, reward=reward, method=method)
-    return replace(found, reward=reward, method=found.method if method == base_name(method) else method)
+    method = base_name(method)
+    if reward is not None:
+        return BY_NAMES.get((model, reward if " " in reward else reward.partition("@")[0], method))
+    of_model = [(used, name) for (trained, _, used), name in BY_NAMES.items() if trained == model]
+    return next((name for used, name in [*(pair for pair in of_model if pair[0] == method), *of_model]), None)
+
+
+def preset(model: str, reward: str | None, method: str) -> TrainConfig:
+    """The preset of a combination with these names, or the defaults with them where there is none.
+
+    A bare method stands for the preset's variant of it; one that is spelt out with its settings stays as it is.
+    """
+    name = preset_name(model, reward, method)
+    found = TrainConfig(model=model, method=method) if name is None else PRESETS[name]
+    own = method == base_name(found.method)
+    return replace(found, reward=reward or found.reward, method=found.method if own else method)
 
 
 def find_preset(name: str) -> TrainConfig:

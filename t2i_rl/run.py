@@ -80,7 +80,7 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
 
 def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt]]:
     """Everything that can be refused, refused before a file is written."""
-    method, reward = find_method(config.method), build(config.reward, config.device)
+    method, reward = find_method(config.method), build(config.reward, config.device, config.reward_server)
     prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
     for asked in (prompts, heldout):
         reward.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])

@@ -18,6 +18,8 @@ from t2i_rl.config import Sampling
 from t2i_rl.distribution import filtered
 from t2i_rl.surrogates import LIMIT
 
+IMPOSSIBLE = -1e4  # a log-probability whose exponential is 0 in float32
+
 
 @dataclass
 class StepLogits:
@@ -58,9 +60,8 @@ class StepLogits:
 
 def entropy(log_probs: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
     """Shannon entropy in nats; impossible tokens (log-probability -inf) contribute 0."""
-    # 0 * -inf would be NaN, as would the gradient of a clamp to the smallest number.
-    p = log_probs.exp()
-    return -(p * log_probs.masked_fill(p == 0, 0)).sum(-1)
+    finite = log_probs.clamp(min=IMPOSSIBLE)  # 0 * -inf would be NaN
+    return -(finite.exp() * finite).sum(-1)
 
 
 def kl_divergence(log_p: Float[Tensor, "... V"], log_q: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:

@@ -5,10 +5,12 @@ Names in `metrics.jsonl`:
 | name | meaning |
 |---|---|
 | step | 1 after the first update; 0 is the untrained policy's evaluation |
-| reward, reward_std | mean over all sampled images; mean over the groups of the standard deviation inside a group |
+| reward, reward_std | mean over all scored groups; mean over the groups of the standard deviation inside a group |
 | reward/NAME | mean of a reward's part |
 | zero_variance | share of groups whose images all scored the same: they teach nothing |
 | groups_dropped, groups_resampled | groups left out of the update; groups of further prompts (when filtered) |
+| groups_lost | groups that lack a score and count nowhere else (with on-reward-failure drop_group) |
+| reward_faults/KIND | how often a reward server failed (kinds: `rewards.client`), whether a retry helped or not |
 | kl | mean divergence from the reference, over the updated tokens, in the method's form, in nats |
 | entropy | mean entropy of the sampled distribution, in nats (when the method measures it) |
 | clip_fraction | share of updated tokens at which the clipped product was the smaller one |
@@ -16,8 +18,10 @@ Names in `metrics.jsonl`:
 | learning_rate | of the last optimizer step |
 | updated_tokens | share of tokens that carry gradient |
 | logprob_gap | largest difference between the sampler's and the trainer's log-probability of a token, in nats |
-| seconds/PHASE | wall time of sample, decode, score, update |
-| images_per_second | images of the step over the sum of its phases |
+| seconds/PHASE | wall time of sample, decode, score_wait (for the last scores, once all is sampled), update |
+| seconds/score | how long the scorer worked, most of it while the step went on sampling: no phase of its own |
+| seconds/step | wall time of the step |
+| images_per_second | sampled images over the wall time of the step |
 | heldout, heldout/TAG | score on the held-out prompts, where the step was evaluated |
 """
 
@@ -43,6 +47,12 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     path = run / METRICS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def step_seconds(row: Metrics) -> float:
+    """Wall time of a step; 0 for an evaluation alone. Older runs have phases only, none beside another."""
+    phases = sum(value for name, value in row.items() if name.startswith("seconds/"))
+    return row.get("seconds/step", phases)
 
 
 class Tracker:
@@ -92,8 +102,8 @@ class Tracker:
         line = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "kl", "heldout") if name in metrics)
         self.progress.update(self.task, completed=step, line=line)
         if self.progress.disable:
-            seconds = [value for name, value in metrics.items() if name.startswith("seconds/")]
-            self.say(f"step {step}  {line}" + (f"  {sum(seconds):.1f} s" if seconds else ""))
+            seconds = step_seconds(metrics)
+            self.say(f"step {step}  {line}" + (f"  {seconds:.1f} s" if seconds else ""))
         elif "heldout" in metrics:
             self.say(f"step {step}  held-out {metrics['heldout']:.3f}")
 

@@ -6,23 +6,28 @@ that the rollout reads (`Trainer.policy`). Groups are never split.
 """
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float, UInt8
+from numpy import ndarray
 from torch import Tensor
 
-from models.policy import Policy
-from rewards.reward import Reward, Scores, score_images
+from models.policy import Condition, Policy
+from rewards.errors import RewardError
+from rewards.reward import Reward, Scores, dropped_groups, score_each, score_images
 from t2i_rl.advantages import advantages, normalize_then_sum, weighted_sum, zero_variance
 from t2i_rl.baselines import Running, Tracker
 from t2i_rl.checks import check_layout, check_settings
+from t2i_rl.collect import Collected, Scorer
 from t2i_rl.config import TrainConfig
 from t2i_rl.credit import CONTRASTS, Context, TokenCredit
 from t2i_rl.errors import UserError
 from t2i_rl.logprobs import Scoring, measure, micro_batches, score_in_parts
+from t2i_rl.master import adamw
 from t2i_rl.methods import Method
 from t2i_rl.noise import occurrences
 from t2i_rl.objectives import Rows, denominators
@@ -57,64 +62,86 @@ class Trainer:
         self.scoring = Scoring(update.log_prob, sampling, update.unconditional_gradient)
         self.reference = policy.reference() if method.needs_reference and reference is None else reference
         self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable_parameters(),
-            lr=config.update.learning_rate,
-            betas=config.update.betas,
-            weight_decay=config.update.weight_decay,
-        )
+        self.optimizer = adamw(policy.trainable_parameters(), update)
 
     def step(self, number: int) -> dict[str, float]:
         """One rollout and its update; returns the step's metrics (`t2i_rl.tracking`)."""
-        seconds: dict[str, float] = {}
-        rounds = self.collect(number, seconds)
-        groups = self.kept(rounds)
-        with _clock(seconds, "update"):
+        began, seconds = time.perf_counter(), dict[str, float]()
+        found = self.collect(number, seconds)  # sample, decode, score
+        groups = self.kept(found.rounds)
+        with _clock(seconds, "update"):  # credit, update
             # Where no group teaches anything, weights and optimizer stay as they are.
             updated = self.update(number, groups) if groups.records else {}
-        rewards = torch.cat([part.rewards for part in rounds])
+        seconds["step"] = time.perf_counter() - began
         metrics = {
             "step": number,
-            "reward": rewards.mean().item(),
-            "reward_std": rewards.std(dim=1).mean().item(),
-            **{
-                f"reward/{name}": torch.cat([part.parts[name] for part in rounds]).mean().item()
-                for name in rounds[0].parts
-            },
-            "zero_variance": zero_variance(rewards).float().mean().item(),
+            **found.metrics(),
             **updated,
             **{f"seconds/{phase}": spent for phase, spent in seconds.items()},
-            "images_per_second": rewards.numel() / sum(seconds.values()),
+            "images_per_second": found.sampled / seconds["step"],
         }
         if self.method.filter_zero_std != "off":
-            metrics["groups_dropped"] = len(rewards) - len(groups.records)
-            metrics["groups_resampled"] = len(rewards) - len(rounds[0].records)
-        if "entropy" in rounds[0].rollout.statistics:
-            metrics["entropy"] = torch.cat([part.rollout.statistics["entropy"] for part in rounds]).mean().item()
+            metrics["groups_dropped"] = len(found.rewards) - len(groups.records)
+            metrics["groups_resampled"] = len(found.rewards) - len(found.rounds[0].records)
+        if self.config.on_reward_failure == "drop_group":
+            metrics["groups_lost"] = found.lost
         return metrics
 
-    def collect(self, number: int, seconds: dict[str, float]) -> list[Groups]:
-        """The step's groups and, where the method asks for them, those of further prompts until enough teach."""
+    def collect(self, number: int, seconds: dict[str, float]) -> Collected:
+        """The step's groups and, where the method asks for them, those of further prompts until enough teach.
+
+        Groups that lack a score are lost. Raises RewardError if that is not allowed, and where no group is left.
+        """
         settings = self.config.rollout
         missing, texts = settings.prompts_per_step, list[str]()
-        rounds: list[Groups] = []
+        rounds, lost, faults = list[Groups](), 0, Counter[str]()
         for attempt in range(1 + settings.resample_rounds * (self.method.filter_zero_std == "resample")):
             records = self.records(number, attempt, missing)
             texts += [record.text for record in records]
-            with _clock(seconds, "sample"):
-                # Occurrences are counted over the whole step: a prompt that comes again gets other images.
-                rollout = self.sample(number, texts[-missing:], occurrences(texts)[-missing:])
-            with _clock(seconds, "decode"):
-                images = rollout.images(self.policy)
-            with _clock(seconds, "score"):
-                scores = self.score(records, images)
-            parts = {name: values.view(images.shape[:2]) for name, values in self.parts(scores).items()}
-            rewards = self.rewards(parts) if self.config.reward_weights else scores.total.view(images.shape[:2])
-            rounds.append(Groups(tuple(records), rollout, rewards, parts))
-            missing = int(zero_variance(rewards).sum())
+            # Occurrences are counted over the whole step: a prompt that comes again gets other images.
+            rollout, scores = self.scored(number, records, occurrences(texts)[-missing:], seconds)
+            kept = (~dropped_groups(scores, settings.group_size)).nonzero()[:, 0].tolist()
+            lost += len(records) - len(kept)
+            faults.update(scores.faults)
+            if not kept:
+                break
+            groups = self.groups(records, rollout, scores)
+            rounds.append(groups.take(kept) if len(kept) < len(records) else groups)
+            missing = int(zero_variance(rounds[-1].rewards).sum())
             if not missing:
                 break
-        return rounds
+        if not rounds:
+            row, why = next(iter(scores.failures.items()))
+            raise RewardError(
+                f"step {number}: every group lacks a score, the first one for its image "
+                f'{row % settings.group_size} ("{texts[row // settings.group_size]}"): {why}'
+            )
+        return Collected(tuple(rounds), lost, faults)
+
+    def scored(
+        self, number: int, records: Sequence[Prompt], occurrence: Sequence[int], seconds: dict[str, float]
+    ) -> tuple[Rollout, Scores]:
+        """Groups of these prompts, in micro-batches of whole prompts: each is scored while the next is sampled."""
+        settings = self.config.rollout
+        parts: list[Rollout] = []
+        with Scorer(self.score) as scorer:
+            with _clock(seconds, "sample"):
+                texts = [record.text for record in records]
+                condition = encode(self.policy, texts, settings.sampling.negative_prompt)
+            for rows in micro_batches(len(records), settings.micro_batch):
+                with _clock(seconds, "sample"):
+                    parts.append(self.sample(number, condition.take(rows), [occurrence[row] for row in rows]))
+                with _clock(seconds, "decode"):
+                    images = self.decode(parts[-1])
+                scorer.submit(records[rows.start : rows.stop], images)
+            with _clock(seconds, "sample"):
+                rollout = concatenate(parts, condition)
+                if self.apart:
+                    rollout = self.measured(rollout, self.apart)
+            with _clock(seconds, "score_wait"):
+                scores = scorer.scores()
+        seconds["score"] = seconds.get("score", 0.0) + scorer.seconds
+        return rollout, scores
 
     def records(self, number: int, attempt: int, size: int) -> list[Prompt]:
         """The prompts of a step, or those drawn in a later attempt to replace some of them."""
@@ -122,26 +149,18 @@ class Trainer:
         rows = further_batch(known, step, attempt, size, seed) if attempt else batch(known, step, size, seed)
         return [self.prompts[row] for row in rows]
 
-    def sample(self, number: int, texts: Sequence[str], occurrence: Sequence[int]) -> Rollout:
-        """Groups of these prompts, sampled in micro-batches of whole prompts."""
+    def sample(self, number: int, condition: Condition, occurrence: Sequence[int]) -> Rollout:
+        """One micro-batch of groups, with the statistics that are measured while sampling."""
         settings = self.config.rollout
-        condition = encode(self.policy, texts, settings.sampling.negative_prompt)
         names = {*self.method.credit.statistics, self.sampled} - self.apart
         if self.method.entropy_reward is not None:
             names.add("entropy_cond")
-        parts = [
-            sample_group(
-                self.policy,
-                condition.take(rows),
-                settings.group_size,
-                settings.sampling,
-                Noise(self.config.seed, number, [occurrence[row] for row in rows]),
-                sorted(names),
-            )
-            for rows in micro_batches(len(texts), settings.micro_batch)
-        ]
-        rollout = concatenate(parts, condition)
-        return self.measured(rollout, self.apart) if self.apart else rollout
+        noise = Noise(self.config.seed, number, occurrence)
+        return sample_group(self.policy, condition, settings.group_size, settings.sampling, noise, sorted(names))
+
+    def decode(self, rollout: Rollout) -> UInt8[ndarray, "P G H W 3"]:
+        """The pixels, where rewards look at them: on the CPU."""
+        return rollout.images(self.policy).permute(0, 1, 3, 4, 2).cpu().numpy()
 
     @property
     def sampled(self) -> str:
@@ -166,17 +185,25 @@ class Trainer:
             found |= measure(self.policy, compared, settings.sampling, self.apart, settings.micro_batch)
         return replace(rollout, statistics=found)
 
-    def score(self, records: Sequence[Prompt], images: UInt8[Tensor, "P G 3 H W"]) -> Scores:
-        """One score per image, prompt-major."""
-        arrays = list(images.flatten(0, 1).permute(0, 2, 3, 1).cpu().numpy())
+    def score(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> Scores:
+        """One score per image, prompt-major; where groups may be lost, images without one are among the failures."""
+        ask = score_images if self.config.on_reward_failure == "stop" else score_each
         rows = [record for record in records for _ in range(images.shape[1])]
-        return score_images(self.reward, arrays, [row.text for row in rows], [row.metadata for row in rows])
+        return ask(
+            self.reward, [*images.reshape(-1, *images.shape[2:])], [r.text for r in rows], [r.metadata for r in rows]
+        )
+
+    def groups(self, records: Sequence[Prompt], rollout: Rollout, scores: Scores) -> Groups:
+        """The groups with what their images earned."""
+        shape = rollout.tokens.shape[:2]
+        parts = {name: values.view(shape) for name, values in self.parts(scores).items()}
+        rewards = self.rewards(parts) if self.config.reward_weights else scores.total.view(shape)
+        return Groups(tuple(records), rollout, rewards, parts)
 
     def parts(self, scores: Scores) -> Mapping[str, Float[Tensor, " B"]]:
         """The numbers of the reward by name, the total among them where it is not what is maximised."""
-        weights = self.config.reward_weights
-        parts = {**scores.parts, "total": scores.total} if weights else scores.parts
-        if unknown := weights.keys() - parts.keys():
+        parts = {**scores.parts, "total": scores.total} if self.config.reward_weights else scores.parts
+        if unknown := self.config.reward_weights.keys() - parts.keys():
             raise UserError(
                 f"reward-weights names {min(unknown)!r}, but {self.reward.name} gives {', '.join(parts)}: choose"
             )
@@ -200,13 +227,14 @@ class Trainer:
     def advantages(self, groups: Groups) -> Float[Tensor, "P G"]:
         """How good each image is, among its group or against what its prompt has earned before."""
         rewards, scale, bonus = groups.rewards, self.method.scale, self.method.entropy_reward
-        if bonus is not None and self.reference is not None and "strict" in groups.parts:
+        verdict = any(name.rpartition("/")[2] == "strict" for name in groups.parts)
+        if bonus is not None and self.reference is not None and verdict:
             rewards = bonus(rewards, *self.entropies(groups.rollout))
         if isinstance(scale, Tracker):
             weighed, self.history = scale(rewards, groups.rollout.prompts, self.history)
             return weighed
         if self.config.reward_order == "normalize-then-sum":
-            weights = self.config.reward_weights
+            weights = self.config.part_weights
             return normalize_then_sum([groups.parts[name] for name in weights], [*weights.values()])
         return advantages(rewards, scale)
 
@@ -247,7 +275,7 @@ class Trainer:
             )
             if repeat == 0:
                 gap = (lp - rollout.statistics[self.sampled].flatten(0, 1)).abs().max().item()
-            norm = move(self.policy, self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
+            norm = move(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
         return {
             "kl": sums["kl"],
             "clip_fraction": sums["clip_fraction"],

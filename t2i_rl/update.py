@@ -54,14 +54,13 @@ def backward(
     return sums, torch.cat(log_probs)
 
 
-def move(
-    policy: Policy, optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int
-) -> float:
+def move(optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int) -> float:
     """Clip the gradient, let the optimizer step and clear the gradient; returns its norm before clipping.
 
     Raises DivergenceError, before a weight moves, if the loss or the norm is not finite.
     """
-    norm = torch.nn.utils.clip_grad_norm_(policy.trainable_parameters(), max_norm).item()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     for name, value in (("loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise DivergenceError(f"step {step}: the {name} is {value}; the policy keeps its last weights")

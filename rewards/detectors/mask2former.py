@@ -110,6 +110,10 @@ def instances(
     candidates = best[:MAX_INSTANCES] > min_score  # a score is at most its probability
     best, flat = best[:MAX_INSTANCES][candidates], flat[:MAX_INSTANCES][candidates]
 
+    if len(best) == 0:  # torch refuses to resize nothing
+        nothing = mask_logits.new_zeros((0, *size), dtype=torch.bool)
+        return Instances(labels=flat, scores=best, boxes=_boxes(nothing), masks=nothing)
+
     queries, row = (flat // classes).unique(return_inverse=True)
     logits = F.interpolate(mask_logits.float()[None, queries], padded(*resized), mode="bilinear")
     logits = F.interpolate(logits[..., : resized[0], : resized[1]], size, mode="bilinear")[0]

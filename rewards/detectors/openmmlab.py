@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from rewards.weights import fetch, sha256
+from rewards.pins import sha256
+from rewards.weights import fetch
 
 OFFICIAL = "official"
 CONFIG = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"

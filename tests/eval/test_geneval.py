@@ -1,4 +1,4 @@
-"""The GenEval runner: its figures, its files, and how it continues."""
+"""GenEval as a benchmark: its figures, its files, and what it refuses."""
 
 import json
 from pathlib import Path
@@ -6,40 +6,24 @@ from statistics import fmean
 
 import pytest
 import torch
-from rich.console import Console
 
-from eval.geneval import Summary, evaluate, table
+from eval import geneval
+from eval.geneval import GenEvalScorer
+from eval.runner import Generation, run
 from models.janus import JanusPolicy
+from rewards.detectors.base import Detection
+from rewards.detectors.shapes import PaletteColours, ShapesDetector
 from rewards.errors import RewardError
-from rewards.geneval_reward import check_metadata
+from rewards.geneval_reward import GenEvalReward
 from rewards.registry import build
 from rewards.reward import Scores
 from t2i_rl import evaluation
+from t2i_rl.cli import main
 from t2i_rl.config import Sampling
-from t2i_rl.errors import UserError
 from t2i_rl.prompts import Prompt, balanced, load_prompts
+from tests.eval.small import ByPixel, lines
 
 SAMPLING = Sampling(guidance_scale=3.0)
-
-
-class ByPixel:
-    """A verdict that random images pass about half of the time."""
-
-    name = "geneval-official (by pixel)"
-
-    def __init__(self, fail_after: int = 10**9) -> None:
-        self.left = fail_after
-
-    def check(self, prompts, metadata) -> None:
-        for prompt, record in zip(prompts, metadata, strict=True):
-            check_metadata(prompt, record)
-
-    def score(self, images, prompts, metadata) -> Scores:
-        self.left -= len(images)
-        if self.left < 0:
-            raise RewardError("the scorer is gone")
-        strict = torch.tensor([float(image.sum() % 2) for image in images])
-        return Scores(strict, {"strict": strict}, tuple("" if value else "odd" for value in strict))
 
 
 @pytest.fixture
@@ -47,108 +31,102 @@ def prompts() -> list[Prompt]:
     return balanced(load_prompts("shapes:heldout"), 2)[:6]
 
 
-def run(
-    policy: JanusPolicy, prompts: list[Prompt], folder: Path, reward=None, seed: int = 0, batch: int = 4
-) -> Summary:
-    return evaluate(policy, prompts, reward or ByPixel(), 2, SAMPLING, seed, folder, batch, model="random")
-
-
-def manifest(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+def judge(policy: JanusPolicy, prompts: list[Prompt], folder: Path, reward=None) -> dict:
+    source = Generation(policy, SAMPLING, 0, "random", batch=4)
+    scorers = {"geneval": GenEvalScorer(reward or ByPixel("strict"))}
+    summary = run(geneval.benchmark(prompts, 2), source, scorers, folder, batch=4)
+    assert summary is not None
+    return summary
 
 
 def test_figures_and_files(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
-    summary = run(policy, prompts, tmp_path / "out")
-    rows = manifest(tmp_path / "out")
-    assert [(row["index"], row["sample"]) for row in rows] == [(i, s) for i in range(6) for s in range(2)]
-    assert {row["correct"] for row in rows} == {True, False}
-    by_tag = {tag: fmean(row["correct"] for row in rows if row["tag"] == tag) for tag in {row["tag"] for row in rows}}
-    assert summary.per_tag == by_tag and summary.overall == pytest.approx(fmean(by_tag.values()))
-    assert all((tmp_path / "out" / row["file"]).is_file() for row in rows)
-    written = json.loads((tmp_path / "out/summary.json").read_text())
-    assert written["overall"] == summary.overall and written["settings"]["reward"] == ByPixel.name
-    record = json.loads((tmp_path / "out/00003/metadata.jsonl").read_text())
-    assert record == prompts[3].metadata
+    summary = judge(policy, prompts, tmp_path / "out")
+    images, records = lines(tmp_path / "out/manifest.jsonl"), lines(tmp_path / "out/results.jsonl")
+    assert [(row["index"], row["sample"]) for row in images] == [(i, s) for i in range(6) for s in range(2)]
+    assert {record["correct"] for record in records} == {True, False}
+    tags = {record["tag"] for record in records}
+    by_tag = {tag: fmean(one["correct"] for one in records if one["tag"] == tag) for tag in tags}
+    assert summary["per_tag"] == by_tag == summary["metrics"]["correct"]["categories"]
+    assert summary["overall"] == summary["metrics"]["correct"]["overall"] == pytest.approx(fmean(by_tag.values()))
+    assert all((tmp_path / "out" / record["filename"]).is_file() for record in records)
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "out/00003/metadata.jsonl").read_text()) == prompts[3].metadata
+    assert [json.loads(record["metadata"]) for record in records[::2]] == [prompt.metadata for prompt in prompts]
 
 
 def test_the_run_in_memory_gives_the_same_figures(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
-    summary = run(policy, prompts, tmp_path / "out")
-    found = evaluation.evaluate(policy, prompts, ByPixel(), SAMPLING, seed=0, batch=5, images_per_prompt=2)
-    assert (found.per_tag, found.overall, found.images) == (summary.per_tag, summary.overall, summary.images)
+    summary = judge(policy, prompts, tmp_path / "out")
+    found = evaluation.evaluate(policy, prompts, ByPixel("strict"), SAMPLING, seed=0, batch=5, images_per_prompt=2)
+    assert (found.per_tag, found.overall, found.images) == (summary["per_tag"], summary["overall"], summary["images"])
 
 
-@pytest.mark.parametrize("fail_after", [4, 7])
-def test_a_killed_run_continues(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path, fail_after: int):
-    whole = run(policy, prompts, tmp_path / "whole")
-    with pytest.raises(RewardError):
-        run(policy, prompts, tmp_path / "killed", ByPixel(fail_after), batch=3)
-    path = tmp_path / "killed/manifest.jsonl"
-    assert not (tmp_path / "killed/summary.json").exists() and 0 < len(manifest(tmp_path / "killed")) < 12
-    path.write_text(path.read_text() + '{"index": 5, "sam')
-    left = 12 - path.read_text().count("\n")
-    assert run(policy, prompts, tmp_path / "killed", ByPixel(left)) == whole
-    assert manifest(tmp_path / "killed") == manifest(tmp_path / "whole")
+def test_the_official_verdict_and_the_fraction_of_training(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
+    summary = judge(policy, prompts, tmp_path, build("shapes-official"))
+    rows, records = lines(tmp_path / "scores/geneval.jsonl"), lines(tmp_path / "results.jsonl")
+    reward = build("shapes")
+    for image, row, record in zip(lines(tmp_path / "manifest.jsonl"), rows, records, strict=True):
+        from eval.runner import read_image
+
+        scores = reward.score([read_image(tmp_path / image["file"])], [image["prompt"]], [image["metadata"]])
+        assert row["values"] == {"total": scores.total.item(), "strict": scores.parts["strict"].item()}
+        assert record["correct"] == (not record["reason"])
+    assert summary["metrics"]["score"]["overall"] >= summary["metrics"]["correct"]["overall"]
 
 
-def test_other_settings_need_another_folder(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
-    run(policy, prompts[:2], tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="another seed"):
-        run(policy, prompts[:2], tmp_path, seed=1)
-    with pytest.raises(UserError, match="another prompts_sha256"):
-        run(policy, prompts[2:4], tmp_path)
-    assert sorted(tmp_path.rglob("*")) == before
+class Crowd:
+    """Two circles, of which one is wanted: right by the benchmark's rules, wrong by training's."""
+
+    name, min_score = "crowd", 0.3
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def detect(self, images):
+        self.calls += 1
+        one = Detection(torch.tensor([0.0, 0, 4, 4]).numpy(), 0.9)
+        return [{"circle": [one, one]} for _ in images]
 
 
-def test_a_folder_of_something_else(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
-    (tmp_path / "thesis.txt").write_text("")
-    with pytest.raises(UserError, match="something else"):
-        run(policy, prompts, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+def test_reasons_are_the_benchmarks_own_and_detection_happens_once(policy: JanusPolicy, tmp_path: Path):
+    record = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"}
+    detector = Crowd()
+    summary = judge(policy, [Prompt("a circle", record)], tmp_path, GenEvalReward(detector, PaletteColours()))
+    assert detector.calls == 1
+    assert summary["metrics"]["correct"]["overall"] == 1 and summary["metrics"]["score"]["overall"] == 0
+    official = lines(tmp_path / "results.jsonl")
+    assert [one["reason"] for one in official] == ["", ""]
+    assert json.loads(official[0]["details"]) == {"circle": [[0, 0, 4, 4, 0.9]] * 2}
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:40])])
-def test_a_lost_image_is_an_error(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path, damage):
-    run(policy, prompts[:2], tmp_path)
-    damage(tmp_path / "00001/samples/0000.png")
-    with pytest.raises(UserError, match=r"00001/samples/0000\.png is in the manifest but cannot be read"):
-        run(policy, prompts[:2], tmp_path)
-
-
-def test_a_broken_manifest_line_is_named(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
-    run(policy, prompts[:2], tmp_path)
-    lines = (tmp_path / "manifest.jsonl").read_text().split("\n")
-    (tmp_path / "manifest.jsonl").write_text("\n".join([lines[0], "{}", *lines[2:]]))
-    with pytest.raises(UserError, match=r"manifest\.jsonl, line 2"):
-        run(policy, prompts[:2], tmp_path)
-
-
-def test_prompts_that_are_no_geneval_records(policy: JanusPolicy, tmp_path: Path):
+def test_prompts_that_are_no_geneval_records() -> None:
     with pytest.raises(RewardError, match=r'"a ring".*tag'):
-        run(policy, [Prompt("a ring")], tmp_path / "out")
+        geneval.benchmark([Prompt("a ring")])
+
+
+class Bare(ByPixel):
+    def score(self, images, prompts, metadata) -> Scores:
+        scores = super().score(images, prompts, metadata)
+        return Scores(scores.total, {}, scores.reasons)
+
+
+def test_a_reward_without_a_verdict(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
+    with pytest.raises(RewardError, match="no verdict by GenEval's rules"):
+        judge(policy, prompts, tmp_path, Bare())
+
+
+@pytest.mark.parametrize("reward", ["shapes-official:1.0 shapes:0.5", "shapes-official shapes", "shapes-official:2"])
+def test_a_weighted_sum_is_refused(reward: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["eval", "geneval", "--reward", *reward.split(), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "GenEval is judged by one reward" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_batch_of_nothing(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
-    with pytest.raises(UserError, match="batch is 0"):
-        run(policy, prompts, tmp_path / "out", batch=0)
-    assert not (tmp_path / "out").exists()
-
-
-def test_with_the_shapes_detector(policy: JanusPolicy, prompts: list[Prompt], tmp_path: Path):
-    summary = run(policy, prompts, tmp_path, build("shapes-official"))
-    assert summary.images == 12 and summary.prompts == 6
-    assert all(row["reason"] for row in manifest(tmp_path) if not row["correct"])
+def test_the_scorer_has_the_detectors_name():
+    assert ShapesDetector().name in GenEvalScorer(build("shapes")).name
 
 
 def test_balanced_takes_turns():
     prompts = [Prompt(text, {"tag": text[0]}) for text in ("a1", "a2", "a3", "b1")] + [Prompt("free")]
     chosen = [prompt.text for prompt in balanced(prompts, 2)]
     assert chosen == ["a1", "a2", "b1", "b1", "free", "free"]
-
-
-def test_the_table_shows_the_figures():
-    console = Console(width=80, record=True)
-    console.print(table(Summary(4, 2, {"colors": 0.25}, {"colors": 4}, 0.25, 0.25, 0.5), "GenEval"))
-    text = console.export_text()
-    assert all(shown in text for shown in ("colors", "25.0%", "50.0%"))

@@ -322,8 +322,11 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         drop("vision_model.vision_tower.blocks.0.attn.qkv.bias"),
         "such as vision_model.vision_tower.blocks.0.attn.qkv.bias",
     ),
-    "a wrong shape": (reshape("language_model.lm_head.weight"), "language_model.lm_head.weight gives ("),
-    "another codebook than the config's": (other_codes, "embedding.weight gives (32, 8), the config wants (31, 8)"),
+    "a wrong shape": (reshape("language_model.lm_head.weight"), "language_model.lm_head.weight is ("),
+    "another codebook than the config's": (
+        other_codes,
+        "embedding.weight is (32, 8), but by config and other weights it should be (31, 8)",
+    ),
     "torn safetensors": (cut, "model.safetensors is torn"),
     "a torn torch file": (cut_bin, "pytorch_model.bin is torn"),
     "a lost shard": (lose_a_shard, "pytorch_model-00002-of-00002.bin does not exist"),

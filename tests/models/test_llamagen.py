@@ -130,7 +130,7 @@ def test_a_negative_prompt_replaces_the_null_caption(policy: LlamaGenPolicy) -> 
 
 def test_guidance_ends_with_its_interval(policy: LlamaGenPolicy) -> None:
     assert torch.equal(policy.guidance(2.0), torch.full((GRID**2,), 2.0))
-    interval = LlamaGenPolicy(policy.transformer, policy.vq, policy.text, {}, cfg_interval=3)
+    interval = LlamaGenPolicy(policy.transformer, policy.vq, policy.text, {"cfg_interval": 3})
     assert interval.guidance(2.0).tolist() == [2.0] * 5 + [1.0] * (GRID**2 - 5)
 
 

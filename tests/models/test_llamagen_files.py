@@ -231,6 +231,14 @@ def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def no_interval(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"cfg_interval": "all"}))
+
+
+def no_choice(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"clean_captions": "no"}))
+
+
 def missing_shard(folder: Path) -> None:
     say_the_size(folder)
     in_shards(folder, transformer_weights("transformers"))
@@ -265,6 +273,8 @@ def broken_index(folder: Path) -> None:
         (odd_heads, r"a width of 128 does not divide into 3 heads"),
         (heads_in_words, r"n_head 'two': it has to be a whole number"),
         (broken_config, r"config.json is not JSON"),
+        (no_interval, r"cfg_interval 'all': it has to be a whole number from -1"),
+        (no_choice, r"clean_captions 'no': it has to be true or false"),
         (missing_shard, r"model-2-of-2.safetensors"),
         (broken_index, r"model.safetensors.index.json is not an index of weights"),
     ],
@@ -274,6 +284,16 @@ def test_what_is_not_all_there_is_refused(folder: Path, damage: Callable[[Path],
     with pytest.raises(ModelError, match=said) as refused:
         LlamaGenPolicy.load(folder)
     assert "\n" not in str(refused.value)
+
+
+def test_the_options_of_a_config(folder: Path, tmp_path: Path) -> None:
+    """They are saved with what is trained from there."""
+    (folder / "config.json").write_text(json.dumps({"cfg_interval": 3, "clean_captions": False}))
+    LlamaGenPolicy.load(folder).save(tmp_path / "saved")
+    for place in (folder, tmp_path / "saved"):
+        policy = LlamaGenPolicy.load(place)
+        assert policy.guidance(7.5).tolist() == [7.5] * 5 + [1.0] * (GRID**2 - 5)
+        assert not policy.text.clean
 
 
 def test_a_path_that_does_not_exist(folder: Path) -> None:

@@ -163,7 +163,8 @@ def test_the_family_of_a_folder(tmp_path: Path, files: dict[str, str], family: s
 
 
 def test_a_hub_id_of_a_known_model_has_its_family():
-    assert registry.find("zghhui/LlamaGen-T2I-GCPO").family == "llamagen"
+    for name, entry in MODELS.items():
+        assert registry.find(entry.source).family == entry.family, name
 
 
 def test_the_table_of_models(capsys: pytest.CaptureFixture[str]):

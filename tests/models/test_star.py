@@ -13,7 +13,8 @@ from torch import Tensor
 
 from models import star
 from models.errors import ModelError
-from models.star import StarPolicy
+from models.registry import MODELS, STAR_256, load
+from models.star import RELEASED, StarConfig, StarPolicy, config_of
 from models.star_vae import smoothing_of_scale
 from t2i_rl.config import RolloutConfig, Sampling, TrainConfig, UpdateConfig
 from t2i_rl.methods import METHODS
@@ -297,7 +298,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "falling scales": (lambda f: configure(f / "config.json", scales=[1, 3, 2, 4]), "must start with 1 and rise"),
     "too few scales": (lambda f: configure(f / "config.json", scales=[1, 2, 4]), "has 3 scales, but .* has 4"),
     "no such mode": (lambda f: configure(f / "config.json", null_text="row 0"), "one of pair, own"),
-    "no transformer": (lambda f: (f / "star.safetensors").unlink(), "star.pth does not exist: put .*taocrayon/STAR"),
+    "no transformer": (lambda f: (f / "star.safetensors").unlink(), "has no transformer, .*taocrayon/STAR: put"),
     "no tokenizer of images": (lambda f: (f / "vae.safetensors").unlink(), "vae_ch160v4096z32.pth does not exist"),
     "no text encoder": (lambda f: shutil.rmtree(f / "text_encoder"), "text_encoder does not exist: put the folder"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer does not exist: put the folder"),
@@ -307,7 +308,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "misshapen weight": (
         lambda f: edited(f / "star.safetensors", lambda w: w.update({"blocks.1.attn.q_bias": torch.zeros(7)})),
-        r"blocks.1.attn.q_bias is \(7,\), but by the other weights it should be \(32,\)",
+        r"blocks.1.attn.q_bias is \(7,\), but by config and other weights it should be \(32,\)",
     ),
     "learned positions": (
         lambda f: edited(f / "star.safetensors", lambda w: w.update({"pos_1LC": torch.zeros(1, 30, 32)})),
@@ -328,7 +329,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "torn transformer": (lambda f: cut(f / "star.safetensors"), "star.safetensors is torn"),
     "torn release": (lambda f: (release(f), cut(f / "star.pth")), "star.pth is torn"),
     "torn image tokenizer": (lambda f: (release(f), cut(f / "vae_ch160v4096z32.pth")), "z32.pth is torn"),
-    "torn text encoder": (lambda f: cut(f / "text_encoder" / "model.safetensors"), "cannot load the text encoder"),
+    "torn text encoder": (
+        lambda f: cut(f / "text_encoder" / "model.safetensors"),
+        "the text encoder in .* cannot be read",
+    ),
+    "a text encoder of another size": (
+        lambda f: configure(f / "text_encoder" / "config.json", num_hidden_layers=3),
+        "the text encoder in .* do not fit: encoder.layers.2.* is missing",
+    ),
     "no state dict": (lambda f: (release(f), torch.save({"trainer": {}}, f / "star.pth")), "nothing under trainer.var"),
 }
 
@@ -360,6 +368,56 @@ def test_a_pickle_that_would_run_code_is_refused(copied: Path, tmp_path: Path, n
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_hub_id_is_answered_with_what_to_download() -> None:
-    with pytest.raises(ModelError, match="taocrayon/STAR is no folder: download"):
-        StarPolicy.load("taocrayon/STAR")
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub on this machine, whose files are those of the released 256 px model."""
+    hub = tmp_path / "hub"
+    random_star(scales=STAR_256).save(hub / "taocrayon/STAR")
+    release(hub / "taocrayon/STAR")
+    (hub / "taocrayon/STAR/config.json").unlink()
+    (hub / "taocrayon/STAR/star.pth").rename(hub / MODELS["star-256"].source)
+    (hub / "taocrayon/STAR/CLIP").mkdir()
+    for name in ("text_encoder", "tokenizer"):
+        (hub / "taocrayon/STAR" / name).rename(hub / "taocrayon/STAR/CLIP" / name)
+    (hub / "FoundationVision/var").mkdir(parents=True)
+    (hub / "taocrayon/STAR/vae_ch160v4096z32.pth").rename(hub / "FoundationVision/var/vae_ch160v4096z32.pth")
+
+    def fetch(source: str | Path, patterns: tuple[str, ...] = ("*",)) -> Path:
+        return hub / source
+
+    monkeypatch.setattr("models.star.fetch", fetch)
+    return hub
+
+
+def test_a_name_is_enough(hub: Path) -> None:
+    policy, expected = load("star-256"), random_star(scales=STAR_256)
+    tokens = tokens_of(expected, 1)
+    assert torch.equal(forced_logits(policy, PROMPTS[:1], tokens), forced_logits(expected, PROMPTS[:1], tokens))
+
+
+def test_the_downloaded_files_make_a_folder(hub: Path) -> None:
+    folder = hub / "taocrayon/STAR"
+    (hub / "FoundationVision/var/vae_ch160v4096z32.pth").rename(folder / "vae_ch160v4096z32.pth")
+    transformer = hub / MODELS["star-256"].source
+    assert load(str(folder)).config == load(str(transformer)).config == StarConfig(STAR_256)
+    for size, config in RELEASED.items():
+        assert config_of(Path(f"star_rope_d30_{size}-ar-ckpt.pth")) == config
+        assert config_of(hub / Path(MODELS[f"star-{size}"].source)) == config
+        assert MODELS[f"star-{size}"].scales == config.scales
+    (folder / "star_rope_d30_512.pth").touch()
+    with pytest.raises(
+        ModelError, match=r"several transformers \(star_.*_256.*, star_rope_d30_512.pth\): name the file"
+    ):
+        load(str(folder))
+
+
+def test_code_beside_a_tokenizer_is_not_run(copied: Path, tmp_path: Path) -> None:
+    (copied / "tokenizer" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    configure(
+        copied / "tokenizer" / "tokenizer_config.json",
+        tokenizer_class="Mine",
+        auto_map={"AutoTokenizer": ["mine.Mine", "mine.Mine"]},
+    )
+    with pytest.raises(ModelError, match=r"the tokenizer in .* cannot be read"):
+        StarPolicy.load(copied)
+    assert not (tmp_path / "ran").exists()

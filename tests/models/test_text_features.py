@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, T5EncoderModel
 
 from models.errors import ModelError
@@ -89,6 +90,16 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ModelError, match=r"cannot keep text features in .*XDG_CACHE_HOME"):
         TextFeatures(folder, max_tokens=8, cache=tmp_path / "file")(CAPTIONS)
+
+
+def test_an_encoder_that_lacks_weights(folder: Path, tmp_path: Path) -> None:
+    """transformers would fill them with random numbers."""
+    save_text_encoder(tmp_path / "t5")
+    weights = load_file(tmp_path / "t5" / "model.safetensors")
+    del weights["encoder.block.1.layer.0.SelfAttention.q.weight"]
+    save_file(weights, tmp_path / "t5" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"do not fit: encoder.block.1.layer.0.SelfAttention.q.weight is missing"):
+        TextFeatures(tmp_path / "t5", max_tokens=8, cache=tmp_path)(CAPTIONS)
 
 
 def test_a_torn_encoder(folder: Path, tmp_path: Path) -> None:

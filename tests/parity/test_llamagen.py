@@ -20,22 +20,8 @@ from t2i_rl.rollout import Rollout
 from t2i_rl.sampler import Noise, filtered, sample_group
 from tests.parity.golden import golden_folder
 
+GOLDEN = "llamagen"
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return golden_folder("llamagen")
-
-
-@pytest.fixture(scope="module")
-def config(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def io(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "io.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +95,7 @@ def test_guided_logits_and_log_probabilities(policy: LlamaGenPolicy, io: dict[st
 @pytest.fixture
 def policies(policy: LlamaGenPolicy, config: dict) -> dict[str, tuple[LlamaGenPolicy, float]]:
     """What decodes each greedy case, and at which scale."""
-    interval = LlamaGenPolicy(policy.transformer, policy.vq, policy.text, {}, cfg_interval=config["cfg_interval"])
+    interval = LlamaGenPolicy(policy.transformer, policy.vq, policy.text, {"cfg_interval": config["cfg_interval"]})
     scale = config["cfg_scale"]
     return {"greedy": (policy, scale), "greedy_interval": (interval, scale), "greedy_nocfg": (policy, 1.0)}
 

@@ -1,6 +1,5 @@
 """STAR against the numbers of the original implementation."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -18,28 +17,14 @@ from t2i_rl.sampler import Noise, sample_group
 from tests.models.small_star import random_text_encoder, word_tokenizer
 from tests.parity.golden import golden_folder
 
+GOLDEN = "star"
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 MODES = ("own", "pair")
 ENCODED = sorted(
     name.removesuffix(".encode_input")
-    for name in load_file(golden_folder("star") / "io.safetensors")
+    for name in load_file(golden_folder(GOLDEN) / "io.safetensors")
     if name.endswith(".encode_input")
 )  # the committed subset leaves the image encoder out
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    return golden_folder("star")
-
-
-@pytest.fixture(scope="module")
-def config(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def io(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "io.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from rewards.detectors.mask2former import Mask2FormerDetector, fitted, instances
 from rewards.detectors.mask2former_keys import reorder_merging
 from rewards.detectors.openmmlab import DIGESTS, canonical
 from rewards.errors import RewardError
-from rewards.weights import cache_folder, fetch, fetch_from_hub, pin
+from rewards.pins import cache_folder, pin
+from rewards.weights import fetch, fetch_from_hub
 from tests.parity.golden import DEFAULT
 
 TINY = DEFAULT / "mask2former" / "weights.safetensors"
@@ -124,8 +125,11 @@ def test_detections_up_to_the_lowest_score_are_dropped_and_nothing_else() -> Non
     assert (everything.scores > 0.3).sum() == len(kept.scores)
     for name in ("labels", "scores", "boxes", "masks"):
         assert getattr(kept, name).equal(getattr(everything, name)[: len(kept.scores)])
-    none = instances(classes, torch.full((20, 8, 8), -1.0), (32, 32), (20, 20), 0.0)
-    assert len(none.scores) == 0 and none.masks.shape == (0, 20, 20)
+    empty = instances(classes, torch.full((20, 8, 8), -1.0), (32, 32), (20, 20), 0.0)
+    unsure = instances(torch.zeros(20, 81), masks, (32, 32), (20, 20), 0.3)
+    for none in (empty, unsure):
+        assert len(none.scores) == len(none.labels) == 0
+        assert none.masks.shape == (0, 20, 20) and none.boxes.shape == (0, 4)
 
 
 def test_sizes_fit_the_network() -> None:

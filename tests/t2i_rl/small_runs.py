@@ -19,6 +19,8 @@ from models.janus import JanusPolicy
 from rewards.registry import BUILDERS
 from rewards.reward import Scores
 from t2i_rl.cli import main
+from t2i_rl.collect import Collected
+from t2i_rl.rollout import Groups, Rollout
 from t2i_rl.tracking import Tracker
 from t2i_rl.trainer import Trainer
 
@@ -37,6 +39,34 @@ class Brightness:
     def score(self, images: Sequence[ndarray], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
         total = torch.tensor(np.array([image.mean() / 255 for image in images]), dtype=torch.float32)
         return Scores(total, {}, ("",) * len(images))
+
+
+class TokenPictures(Trainer):
+    """Shows its reward the tokens themselves, as grey pixels, and keeps what it updated on."""
+
+    def decode(self, rollout: Rollout) -> ndarray:
+        pixels = rollout.tokens.reshape(*rollout.tokens.shape[:2], 1, -1, 1)
+        return pixels.expand(-1, -1, -1, -1, 3).to(torch.uint8).numpy()
+
+    def collect(self, number: int, seconds: dict[str, float]) -> Collected:
+        self.collected = super().collect(number, seconds)
+        return self.collected
+
+    def update(self, number: int, groups: Groups) -> dict[str, float]:
+        self.updated = groups
+        return super().update(number, groups)
+
+
+class OfTokens(Brightness):
+    """The reward of such pictures, by a function of the tokens and of the prompt."""
+
+    def total(self, tokens: torch.Tensor, prompt: str) -> float:
+        raise NotImplementedError
+
+    def score(self, images: Sequence[ndarray], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        rows = zip(images, prompts, strict=True)
+        totals = [self.total(torch.tensor(image[0, :, 0], dtype=torch.float32), prompt) for image, prompt in rows]
+        return Scores(torch.tensor(totals), {}, ("",) * len(images))
 
 
 def train_words(model: Path, out: Path, method: str = "cfg", *more: str) -> list[str]:

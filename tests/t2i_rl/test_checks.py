@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from models.policy import TokenLayout
+from rewards.errors import RewardError
+from rewards.patience import Patience
 from rewards.registry import build
 from t2i_rl.checks import check_layout, check_settings
 from t2i_rl.cli import main
@@ -24,6 +26,7 @@ SCALES = TokenLayout(((1, 1), (2, 2), (3, 3)), (1, 4, 9))
 LINE = TokenLayout(((1, 9),), (1,) * 9)
 CUT = RolloutConfig(sampling=Sampling(top_k=5))
 GUIDED = UpdateConfig(log_prob="cfg")
+SUM = "shapes:0.5 shapes-official:2"
 BY_SCALE = Method("scales", "", objective=Objective(unit="scale"))
 WINDOW = Method("window", "", credit=Product((GuidanceContrast(), SlidingWindow(unit="scale"))))
 
@@ -46,7 +49,21 @@ def test_every_method_goes_with_the_defaults(method: Method):
             "trainable has no effect on a run with adapters",
         ),
         ("grpo", TrainConfig(contrast_prompt=""), "contrast-prompt has no effect: method grpo"),
-        ("cfg", TrainConfig(reward_order="normalize-then-sum"), "name the parts in reward-weights"),
+        ("cfg", TrainConfig(reward_order="normalize-then-sum"), "give several rewards, or name the parts"),
+        (
+            "cfg",
+            TrainConfig(reward=SUM, reward_weights={"shapes": 1.0}),
+            r"reward gives weights \(shapes:0.5 shapes-official:2\) and so does reward-weights",
+        ),
+        (
+            "grpo",
+            TrainConfig(
+                reward=SUM, reward_weights={"shapes": 0.5, "shapes-official": 1}, reward_order="normalize-then-sum"
+            ),
+            "keep one of the two",
+        ),
+        ("stage", TrainConfig(reward=SUM), r"a sum of rewards hardly has equals.* set entropy_reward=none"),
+        ("cfg", TrainConfig(reward_server=Patience(timeout=9)), "reward-server has no effect on a reward in this"),
         *(
             (
                 name,
@@ -61,6 +78,24 @@ def test_settings_that_contradict_each_other(method: str, config: TrainConfig, s
     with pytest.raises(UserError, match=says) as caught:
         check_settings(config, METHODS[method])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(reward=SUM, reward_order="normalize-then-sum"),
+        TrainConfig(reward="shapes shapes-official", reward_weights={"shapes/strict": 1.0}),
+        TrainConfig(reward=SUM, reward_weights={"total": 1.0, "shapes/strict": 1.0}),
+        TrainConfig(reward="shapes@http://127.0.0.1:1", reward_server=Patience(timeout=9)),
+    ],
+)
+def test_rewards_that_go_together(config: TrainConfig):
+    check_settings(config, METHODS["grpo"])
+
+
+def test_a_reward_that_is_not_there():
+    with pytest.raises(RewardError, match="there is no reward named 'beauty'"):
+        check_settings(TrainConfig(reward="beauty"), METHODS["grpo"])
 
 
 def test_the_exact_kl_goes_with_mode_cfg_where_nothing_is_cut():

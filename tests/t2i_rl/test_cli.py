@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from t2i_rl.cli import COMMANDS, main, resolve
+from t2i_rl.cli import COMMANDS, main
+from t2i_rl.commands.train import resolve
 from t2i_rl.errors import UserError
 from t2i_rl.presets import preset
 
 REFUSED = [
-    ("fly", "there is no command 'fly': choose one of train, generate, eval, heatmap"),
+    ("fly", "there is no command 'fly': choose one of train, generate, eval, compare, heatmap"),
     ("train --model", "Missing value for argument '--model'"),
     ("train --tempo 3", "Unrecognized options: --tempo"),
     ("train --steps many", "invalid literal for int() with base 10: 'many'"),
@@ -23,6 +24,11 @@ REFUSED = [
     ("train --rollout.group-size 1", "rollout.group-size is 1"),
     ("train --method ppo", "there is no method 'ppo': choose one of grpo, cfg"),
     ("train --model huge", "unknown model 'huge': give a folder, a hub id or one of the names tiny"),
+    ("train --reward beauty", "there is no reward named 'beauty': choose one of shapes"),
+    ("train --reward shapes:much", "the weight 'much' of 'shapes' is no number"),
+    ("train --reward shapes@localhost:1", "'localhost:1' in 'shapes@localhost:1' is no address of a server"),
+    ("train --reward shapes@http://a:1 --reward-server.timeout 0", "reward-server.timeout is 0.0"),
+    ("train --on-reward-failure hope", "invalid choice 'hope' for argument '--on-reward-failure'"),
     ("train --config absent.toml", "absent.toml (No such file or directory)"),
     ("train --resume", "Missing value for argument '--resume'"),
     ("train --resume runs/a --method cfg", "Unrecognized options: --method"),

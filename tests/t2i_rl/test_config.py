@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rewards.errors import RewardError
+from rewards.patience import IMAGES, Patience
+from rewards.wire import Limits
 from t2i_rl.config import TrainConfig, fixed, override, read_settings, to_json
 from t2i_rl.errors import UserError
 
@@ -79,6 +82,8 @@ def test_nested_settings_and_both_spellings():
         ({"reward_weights": {"strict": float("nan")}}, "it has to be names with finite numbers"),
         ({"contrast_prompt": 3}, "contrast_prompt is 3: it has to be of type str"),
         ({"seed": -1}, "seed is -1"),
+        ({"on_reward_failure": "hope"}, "on_reward_failure is 'hope': choose one of stop, drop_group"),
+        ({"reward_server": {"timeout": "long"}}, "x.toml, reward_server: timeout is 'long'"),
         ({"lora": {"rank": -1}}, "lora.rank is -1"),
         ({"lora": {"alpha": 0}}, "lora.alpha is 0.0"),
         ({"lora": {"targets": "q_proj"}}, "targets is 'q_proj': it has to be a list"),
@@ -89,6 +94,27 @@ def test_what_is_refused(settings: object, says: str):
     with pytest.raises(UserError) as caught:
         override(TrainConfig(), settings, "x.toml")
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"timeout": 0}, "reward-server.timeout is 0.0: it has to be above 0, in seconds"),
+        ({"connect": float("inf")}, "reward-server.connect is inf"),
+        ({"attempts": 0}, "reward-server.attempts is 0: it has to be at least 1"),
+        ({"pause": float("nan")}, "reward-server.pause is nan: it has to be 0 or more"),
+        ({"longest": -1}, "reward-server.longest is -1.0"),
+        ({"images": IMAGES + 1}, "reward-server.images is 65: it has to be in 1..64"),
+    ],
+)
+def test_what_no_patience_is(settings: object, says: str):
+    with pytest.raises(RewardError) as caught:
+        override(TrainConfig(), {"reward_server": settings}, "x.toml")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_request_holds_what_a_server_takes():
+    assert Limits().images == IMAGES
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
@@ -113,10 +139,12 @@ def test_toml_and_json_say_the_same(tmp_path: Path):
     assert read_settings(tmp_path / "a.toml") == read_settings(tmp_path / "a.json")
 
 
-def test_only_steps_folder_and_device_may_differ_in_a_continuation():
+def test_what_may_differ_in_a_continuation():
     config = TrainConfig()
     other = dataclasses.replace(config, steps=7, out=Path("elsewhere"), device="cuda")
     assert fixed(other) == fixed(config)
+    patient = dataclasses.replace(config, on_reward_failure="drop_group", reward_server=Patience(timeout=9))
+    assert fixed(patient) == fixed(config)
     for changed in (
         dataclasses.replace(config, method="grpo"),
         dataclasses.replace(config, seed=1),

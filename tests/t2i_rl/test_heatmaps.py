@@ -14,13 +14,16 @@ from models.janus import JanusPolicy
 from models.policy import TokenLayout
 from t2i_rl.config import Sampling
 from t2i_rl.errors import UserError
-from t2i_rl.heatmaps import CLASSES, LOOKS, TokenMaps, page, save, token_maps
+from t2i_rl.heatmap_files import COLUMNS, ROWS, draw, page, save
+from t2i_rl.heatmaps import CLASSES, LOOKS, TokenMaps, token_maps
 from t2i_rl.sampler import Noise, sample_group
 from tests.conftest import random_janus
+from tests.models.small_star import random_star
 
 PROMPT = "a photo of a red ring"
 SAMPLING = Sampling(guidance_scale=3.0)
 WITH_REFERENCE = {"divergence", "running_weight"}
+OF_FEW_METHODS = {"advantage"}
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def maps(policy: JanusPolicy) -> TokenMaps:
 
 
 def test_the_maps_of_a_group(policy: JanusPolicy, maps: TokenMaps):
-    assert maps.maps.keys() == LOOKS.keys()
+    assert maps.maps.keys() == LOOKS.keys() - OF_FEW_METHODS
     assert all(values.shape == (3, 16) and values.dtype == np.float32 for values in maps.maps.values())
     rollout = sample_group(policy, policy.encode([PROMPT]), 3, SAMPLING, Noise(2), ["kl_cond_uncond", "entropy"])
     np.testing.assert_array_equal(maps.tokens, rollout.tokens[0])
@@ -48,13 +51,41 @@ def test_the_critical_classes_are_as_large_as_one_another(maps: TokenMaps):
     assert (maps.maps["critical"][:, :share] == CLASSES.index("initial")).all()
 
 
+def test_the_default_method_updates_the_critical_tokens_with_the_running_weight(maps: TokenMaps):
+    np.testing.assert_array_equal(maps.maps["mask"], maps.maps["critical"] > 0)
+    np.testing.assert_array_equal(maps.maps["credit"], maps.maps["mask"] * maps.maps["running_weight"])
+    assert not np.array_equal(maps.maps["entropy_edges"], maps.maps["entropy_gradient"])
+
+
+def test_the_credit_of_another_method(policy: JanusPolicy):
+    maps = token_maps(policy, PROMPT, 3, SAMPLING, seed=2, method="cfg[credit.normalize=topk]")
+    assert (maps.maps["mask"] == 1).all() and set(maps.maps["credit"].flat) == {0.0, 1.0}
+    with pytest.raises(UserError, match="--from-run"):
+        token_maps(policy, PROMPT, 3, SAMPLING, seed=2, method="stage")
+
+
+def test_a_choice_of_maps(maps: TokenMaps):
+    assert list(maps.only(["mask", "kl"]).maps) == ["mask", "kl"]
+    with pytest.raises(UserError, match="no map 'kk' here: choose from kl, cfg"):
+        maps.only(["kk"])
+
+
+def test_a_next_scale_model_has_a_running_weight_per_scale():
+    policy = random_star()
+    maps = token_maps(policy, "a red ring", 2, SAMPLING, seed=0, reference=random_star(seed=1))
+    assert [picture.shape[1:] for picture in maps.pictures("kl")] == list(policy.layout.maps)
+    for scale in maps.pictures("running_weight"):
+        assert (scale == scale[:, :1, :1]).all()
+    assert page(maps).count('<tr class="row">') == 2 * len(policy.layout.maps)
+
+
 def test_a_policy_does_not_diverge_from_itself(policy: JanusPolicy):
     maps = token_maps(policy, PROMPT, 2, SAMPLING, seed=0, reference=policy.reference())
     assert (maps.maps["divergence"] == 0).all() and (maps.maps["running_weight"] == 1).all()
 
 
 def test_without_a_reference_its_maps_are_absent(policy: JanusPolicy):
-    assert token_maps(policy, PROMPT, 2, SAMPLING, seed=0).maps.keys() == LOOKS.keys() - WITH_REFERENCE
+    assert token_maps(policy, PROMPT, 2, SAMPLING, seed=0).maps.keys() == LOOKS.keys() - WITH_REFERENCE - OF_FEW_METHODS
 
 
 def test_what_cannot_be_mapped(policy: JanusPolicy):
@@ -120,6 +151,18 @@ def test_layouts_of_several_maps_have_a_row_each(maps: TokenMaps, tmp_path: Path
     save(maps, tmp_path / "one")
     heights = [Image.open(tmp_path / name / "heatmap.png").height for name in ("several", "one")]
     assert heights[0] > 1.5 * heights[1]
+
+
+def test_the_panels_of_the_figure_line_up_and_their_number_is_bounded(maps: TokenMaps):
+    layout = TokenLayout(maps=((1, 1),) * 12 + ((2, 2),), blocks=(1,) * 12 + (4,))
+    for shown, rows in ((maps, 3), (dataclasses.replace(maps, layout=layout), 13)):
+        figure = draw(shown)
+        panels = [axes.get_position() for axes in figure.axes if axes.images]
+        bands = -(-len(shown.maps) // COLUMNS)
+        assert len(panels) == rows * (len(shown.maps) + bands)
+        assert len({round(box.y0, 4) for box in panels}) == rows * bands
+        assert len({round(box.x0, 4) for box in panels}) == 1 + -(-len(shown.maps) // bands)
+    assert rows > ROWS and "1 of 3 images" in figure.texts[1].get_text()
 
 
 def test_constant_maps_have_a_scale():

@@ -65,6 +65,29 @@ def test_chunks_equal_the_whole(policy: JanusPolicy, scoring: Scoring, chunk: in
     torch.testing.assert_close(gradient(policy, chunked), gradient(policy, pulled), rtol=1e-3, atol=1e-4)
 
 
+def test_tokens_without_gradient_are_not_computed_again(policy: JanusPolicy, monkeypatch: pytest.MonkeyPatch):
+    """The gradient of some tokens is that of the whole pass; the head sees the others once, in the forward pass."""
+    pull = torch.zeros(3, 16)
+    pull[0, 3], pull[2, 5:9] = 1.0, -2.0
+    wanted = gradient(policy, (pull * score(policy, policy.encode(PROMPTS), drawn_tokens())).sum())
+    seen, head = list[int](), policy.head
+    monkeypatch.setattr(policy, "head", lambda states: seen.append(states.shape[-2]) or head(states))
+    found = (pull * score(policy, policy.encode(PROMPTS), drawn_tokens())).sum()
+    torch.testing.assert_close(gradient(policy, found), wanted, rtol=1e-4, atol=1e-6)
+    assert seen == [48, 5]
+    whole_pass = whole(policy, Scoring(), drawn_tokens()).gather(-1, drawn_tokens()[..., None])[..., 0]
+    torch.testing.assert_close(gradient(policy, (pull * whole_pass).sum()), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_of_the_head_get_their_gradient_where_they_are_trained(policy: JanusPolicy):
+    head = policy.model.model.generation_head.requires_grad_(True)
+    weights, tokens = list(head.parameters()), drawn_tokens()
+    found = torch.autograd.grad(score(policy, policy.encode(PROMPTS), tokens).sum(), weights)
+    wanted = torch.autograd.grad(whole(policy, Scoring(), tokens).gather(-1, tokens[..., None]).sum(), weights)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
 def test_what_was_not_asked_for_is_not_there(policy: JanusPolicy):
     found = replay(policy, policy.encode(PROMPTS), drawn_tokens())
     assert isinstance(found, Replay) and found.entropy is None and found.kl is None

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rewards.registry import BUILDERS
-from t2i_rl.cli import main, resolve
+from t2i_rl.cli import main
+from t2i_rl.commands.train import resolve
 from t2i_rl.config import TrainConfig, override, read_settings, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.methods import METHODS, find_method
@@ -135,7 +136,7 @@ def test_a_reward_that_is_not_there_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(BUILDERS, "geneval", raising=False)
+    monkeypatch.delitem(BUILDERS, "geneval")
     assert main(["train", "--preset", "janus-pro-7b-geneval-cfg"]) == 2
     error = capsys.readouterr().err
     assert "'geneval'" in error and error.count("\n") == 1

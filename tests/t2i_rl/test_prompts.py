@@ -39,6 +39,22 @@ def test_text_file(tmp_path: Path):
     assert load_prompts(str(path)) == [Prompt("a ring"), Prompt("two crosses")]
 
 
+def test_sets_by_name_and_other_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "list.json").write_text('["a ring", {"prompt": "a cross", "tag": "x"}]')
+    assert load_prompts(str(tmp_path / "list.json")) == [
+        Prompt("a ring", {"prompt": "a ring"}),
+        Prompt("a cross", {"prompt": "a cross", "tag": "x"}),
+    ]
+    (tmp_path / "table.csv").write_text("Prompts,Category\na ring,things\n")
+    assert load_prompts(str(tmp_path / "table.csv")) == [Prompt("a ring", {"prompt": "a ring", "category": "things"})]
+    monkeypatch.setenv("T2I_RL_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"geneval-train are not here yet: run t2i-rl data make geneval-train"):
+        load_prompts("geneval-train")
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "geneval-train.jsonl").write_text('{"prompt": "a bench", "tag": "colors"}\n')
+    assert load_prompts("geneval-train") == [Prompt("a bench", {"prompt": "a bench", "tag": "colors"})]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

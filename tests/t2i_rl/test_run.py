@@ -334,7 +334,7 @@ def weights_of_another_model(checkpoint: Path) -> None:
         (no_settings, "config.json has to hold named settings"),
         (foreign_optimizer, "is not the optimizer state of this run"),
         (optimizer_of_another_model, "is not the optimizer state of this run"),
-        (weights_of_another_model, "config.json and the weights do not fit"),
+        (weights_of_another_model, "by config and other weights it should be"),
     ],
 )
 def test_a_damaged_run_is_not_resumed(

@@ -10,8 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from t2i_rl import tracking
-from t2i_rl.tracking import Tracker, draw_reward_curve, read_metrics
-from t2i_rl.trainer import Trainer
+from t2i_rl.tracking import Tracker, draw_reward_curve, read_metrics, step_seconds
 from tests.t2i_rl.test_trainer import settings, trainer
 
 ROWS = [{"step": 0, "heldout": 0.25}] + [{"step": step, "reward": step / 10, "seconds/sample": 0.5} for step in (1, 2)]
@@ -59,14 +58,21 @@ def test_one_plain_line_a_step_where_there_is_no_terminal(tmp_path: Path, capsys
 
 
 def test_every_metric_of_a_step_is_documented():
-    metrics = trainer("grpo", settings(), Trainer).step(1)
+    metrics = trainer("grpo", settings()).step(1)
     named = re.findall(r"^\| (.+?) \|", tracking.__doc__, flags=re.MULTILINE)
     documented = {name for cell in named for name in cell.split(", ")}
-    plain = {re.sub(r"^seconds/.*", "seconds/PHASE", name) for name in metrics}
+    plain = {re.sub(r"^seconds/(?!score$|step$).*", "seconds/PHASE", name) for name in metrics}
     assert plain <= documented
     phases = {name.removeprefix("seconds/") for name in metrics if name.startswith("seconds/")}
-    assert phases == {"sample", "decode", "score", "update"}
+    assert phases == {"sample", "decode", "score_wait", "update", "score", "step"}
+    spent = sum(metrics[f"seconds/{phase}"] for phase in phases - {"score", "step"})
+    assert spent <= metrics["seconds/step"]
     json.dumps(metrics, allow_nan=False)
+
+
+def test_the_seconds_of_a_step_count_nothing_twice():
+    assert step_seconds({"step": 1, "seconds/score": 5.0, "seconds/score_wait": 1.0, "seconds/step": 4.0}) == 4
+    assert step_seconds(ROWS[1]) == 0.5 and step_seconds(ROWS[0]) == 0
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["trained", "untrained"])

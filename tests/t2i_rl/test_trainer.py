@@ -2,12 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from models.janus import JanusPolicy
@@ -19,28 +17,26 @@ from t2i_rl.errors import DivergenceError
 from t2i_rl.logprobs import score_in_parts
 from t2i_rl.methods import METHODS, find_method
 from t2i_rl.prompts import Prompt
-from t2i_rl.rollout import Rollout
 from t2i_rl.trainer import Trainer
 from t2i_rl.update import learning_rate
 from tests.conftest import random_janus
-from tests.t2i_rl.small_runs import Brightness, train_words
+from tests.t2i_rl.small_runs import Brightness, OfTokens, TokenPictures, train_words
 
 PROMPTS = [Prompt("a photo of a ring"), Prompt("a photo of two crosses and a red square")]
 TRAINED = ("grpo", "cfg", "critical")
 TOKEN = 5
 
 
-class TokenTrainer(Trainer):
-    """Rewards the share of one token id, which no image need show; hardly anything else, so that few images tie."""
+class ShareOfToken(OfTokens):
+    """The share of one token id, which no image need show; hardly anything else, so that few images tie."""
 
-    def sample(self, number: int, texts: Sequence[str], occurrence: Sequence[int]) -> Rollout:
-        self.rollout = super().sample(number, texts, occurrence)
-        return self.rollout
+    def total(self, tokens: Tensor, prompt: str) -> float:
+        return ((tokens == TOKEN).float().mean() + 1e-4 * tokens.mean()).item()
 
-    def score(self, records: Sequence[Prompt], images: UInt8[Tensor, "P G 3 H W"]) -> Scores:
-        tokens = self.rollout.tokens
-        total = ((tokens == TOKEN).float().mean(-1) + 1e-4 * tokens.float().mean(-1)).flatten()
-        return Scores(total, {}, ("",) * len(total))
+
+class Indifferent(OfTokens):
+    def total(self, tokens: Tensor, prompt: str) -> float:
+        return 1.0
 
 
 def settings(group_size: int = 3, rollout_micro: int = 2, update_micro: int = 6, **update: object) -> TrainConfig:
@@ -53,8 +49,8 @@ def settings(group_size: int = 3, rollout_micro: int = 2, update_micro: int = 6,
     )
 
 
-def trainer(method: str, config: TrainConfig, kind: type[Trainer] = TokenTrainer) -> Trainer:
-    return kind(config, random_janus(), find_method(method), Brightness(), PROMPTS)
+def trainer(method: str, config: TrainConfig, reward: type[OfTokens] = ShareOfToken) -> TokenPictures:
+    return TokenPictures(config, random_janus(), find_method(method), reward(), PROMPTS)
 
 
 def weights(policy: JanusPolicy) -> dict[str, Tensor]:
@@ -121,7 +117,7 @@ def test_micro_batches_do_not_matter(method: str):
         learner = trainer(method, settings(3, rollout_micro, update_micro, learning_rate=0.1))
         learner.optimizer = torch.optim.SGD(learner.policy.trainable_parameters())
         learner.step(1)
-        ends.append((learner.rollout.tokens, weights(learner.policy)))
+        ends.append((learner.updated.rollout.tokens, weights(learner.policy)))
     start = weights(random_janus())
     (tokens, whole), *others = ends
     assert max((whole[name] - start[name]).abs().max() for name in start) > 1e-3
@@ -147,17 +143,14 @@ def test_the_kl_that_is_logged():
     learner.reference = random_janus(seed=1).reference()
     before = random_janus()
     metrics = learner.step(1)
-    condition, tokens = learner.rollout.row_condition, learner.rollout.tokens.flatten(0, 1)
+    rollout = learner.updated.rollout
+    condition, tokens = rollout.row_condition, rollout.tokens.flatten(0, 1)
     difference = score_in_parts(learner.reference, condition, tokens, 6) - score_in_parts(before, condition, tokens, 6)
     wanted = (difference.clamp(-20, 20).exp() - difference.clamp(-20, 20) - 1).mean()
     assert metrics["kl"] == pytest.approx(wanted.item(), rel=1e-4)
 
 
 def test_equal_rewards_teach_nothing():
-    class Indifferent(Trainer):
-        def score(self, records: Sequence[Prompt], images: UInt8[Tensor, "P G 3 H W"]) -> Scores:
-            return Scores(torch.ones(len(records) * images.shape[1]), {}, ("",) * 6)
-
     learner = trainer("grpo", settings(), Indifferent)
     start = weights(learner.policy)
     metrics = learner.step(1)

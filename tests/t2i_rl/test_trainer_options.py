@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from jaxtyping import UInt8
+from numpy import ndarray
 from torch import Tensor
 
 from models.janus import JanusPolicy
@@ -18,55 +19,44 @@ from t2i_rl.errors import UserError
 from t2i_rl.methods import METHODS, Method, find_method
 from t2i_rl.objectives import Objective
 from t2i_rl.prompts import Prompt
-from t2i_rl.rollout import Groups, Rollout
+from t2i_rl.rollout import Rollout
 from t2i_rl.statistics import entropy, kl_divergence
-from t2i_rl.trainer import Trainer
 from tests.conftest import random_janus
-from tests.t2i_rl.small_runs import Brightness
+from tests.t2i_rl.small_runs import OfTokens, TokenPictures
 
 PROMPTS = [Prompt("a photo of a ring"), Prompt("a photo of two crosses and a red square")]
 SAMPLING = Sampling(guidance_scale=2.0)
 PLAIN = Method("plain", "no KL")
 
 
-class Watched(Trainer):
-    """Keeps what passes between its parts; rewards high codes, but for prompts that say `circle`."""
+class HighCodes(OfTokens):
+    """Rewards high codes, but for prompts that say `circle`: their images are all alike to it."""
 
-    def collect(self, number: int, seconds: dict[str, float]) -> list[Groups]:
-        self.rounds = super().collect(number, seconds)
-        return self.rounds
-
-    def sample(self, number: int, texts: Sequence[str], occurrence: Sequence[int]) -> Rollout:
-        self.tokens = super().sample(number, texts, occurrence)
-        return self.tokens
-
-    def score(self, records: Sequence[Prompt], images: UInt8[Tensor, "P G 3 H W"]) -> Scores:
-        dull = torch.tensor(["circle" in record.text for record in records])
-        total = (self.tokens.tokens.float().mean(-1) / 32).masked_fill(dull[:, None], 0.5).flatten()
-        return Scores(total, self.judged(total), ("",) * len(total))
-
-    def judged(self, total: Tensor) -> Mapping[str, Tensor]:
-        return {}
-
-    def update(self, number: int, groups: Groups) -> dict[str, float]:
-        self.updated = groups
-        return super().update(number, groups)
+    def total(self, tokens: Tensor, prompt: str) -> float:
+        return 0.5 if "circle" in prompt else tokens.mean().item() / 32
 
 
-class Judged(Watched):
+class Judged(HighCodes):
     """With two parts."""
 
-    def judged(self, total: Tensor) -> Mapping[str, Tensor]:
-        return {"strict": (total > 0.5).float(), "noise": 100 * torch.arange(len(total)) ** 2 % 7.0}
+    def score(self, images: Sequence[ndarray], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        scores = super().score(images, prompts, metadata)
+        noise = torch.tensor([(100 * float(image.sum())) ** 2 % 7.0 for image in images])
+        return replace(scores, parts={"strict": (scores.total > 0.5).float(), "noise": noise})
 
 
-class Verdicts(Judged):
-    """All images are right, but for every fourth of the prompts that are not dull."""
+class Verdicts(OfTokens):
+    """All images of dull prompts are right, about half of the others. strict: the part with the verdict."""
 
-    def score(self, records: Sequence[Prompt], images: UInt8[Tensor, "P G 3 H W"]) -> Scores:
-        dull = torch.tensor(["circle" in record.text for record in records for _ in range(images.shape[1])])
-        total = ((torch.arange(len(dull)) % 4 != 2) | dull).float()
-        return Scores(total, {"strict": total}, ("",) * len(total))
+    def __init__(self, strict: str = "strict") -> None:
+        self.strict = strict
+
+    def total(self, tokens: Tensor, prompt: str) -> float:
+        return float("circle" in prompt or tokens.sum().item() % 2)
+
+    def score(self, images: Sequence[ndarray], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        scores = super().score(images, prompts, metadata)
+        return replace(scores, parts={self.strict: scores.total})
 
 
 def settings(sampling: Sampling = SAMPLING, **more: object) -> TrainConfig:
@@ -83,9 +73,13 @@ def settings(sampling: Sampling = SAMPLING, **more: object) -> TrainConfig:
 
 
 def trainer(
-    method: Method, config: TrainConfig, kind: type[Watched] = Watched, prompts: Sequence[Prompt] = PROMPTS
-) -> Watched:
-    return kind(config, random_janus(), method, Brightness(), prompts)
+    method: Method,
+    config: TrainConfig,
+    reward: OfTokens | None = None,
+    prompts: Sequence[Prompt] = PROMPTS,
+    kind: type[TokenPictures] = TokenPictures,
+) -> TokenPictures:
+    return kind(config, random_janus(), method, reward or HighCodes(), prompts)
 
 
 def weights(policy: JanusPolicy) -> Tensor:
@@ -184,7 +178,7 @@ def test_where_no_group_teaches_nothing_moves(filtering: str, sampled: int):
     learner = trainer(method, settings(prompts_per_step=1, resample_rounds=3), prompts=DULL)
     metrics = learner.step(1)
     assert torch.equal(weights(learner.policy), weights(random_janus()))
-    assert metrics["groups_dropped"] == len(learner.rounds) == sampled
+    assert metrics["groups_dropped"] == len(learner.collected.rounds) == sampled
     assert "kl" not in metrics and metrics["reward"] == 0.5
 
 
@@ -192,7 +186,7 @@ MIXED = [Prompt(f"a photo of {number} {shape}") for shape in ("circle", "ring") 
 
 
 def test_further_prompts_are_sampled_until_the_batch_is_full():
-    def stepped(resample_rounds: int = 9) -> tuple[Watched, dict[str, float]]:
+    def stepped(resample_rounds: int = 9) -> tuple[TokenPictures, dict[str, float]]:
         learner = trainer(METHODS["dapo"], settings(prompts_per_step=4, resample_rounds=resample_rounds), prompts=MIXED)
         return learner, learner.step(1)
 
@@ -200,8 +194,14 @@ def test_further_prompts_are_sampled_until_the_batch_is_full():
     updated = learner.updated
     assert len(updated.records) == 4 and not any("circle" in record.text for record in updated.records)
     assert updated.rollout.prompts == tuple(record.text for record in updated.records)
-    first = sum("circle" in record.text for record in learner.rounds[0].records)
-    assert 0 < first == len(learner.rounds[1].records) <= metrics["groups_resampled"] == metrics["groups_dropped"]
+    first = sum("circle" in record.text for record in learner.collected.rounds[0].records)
+    assert (
+        0
+        < first
+        == len(learner.collected.rounds[1].records)
+        <= metrics["groups_resampled"]
+        == metrics["groups_dropped"]
+    )
     # A prompt that comes again shows other images, and the same step is the same once more.
     seen = updated.rollout.tokens.flatten(1)
     assert len(seen.unique(dim=0)) == 4 > len({record.text for record in updated.records})
@@ -209,19 +209,31 @@ def test_further_prompts_are_sampled_until_the_batch_is_full():
     assert torch.equal(again.updated.rollout.tokens, updated.rollout.tokens)
     assert torch.equal(weights(again.policy), weights(learner.policy))
     fewer, metrics = stepped(resample_rounds=1)
-    assert len(fewer.rounds) == 2 and metrics["groups_dropped"] >= metrics["groups_resampled"] == first
+    assert len(fewer.collected.rounds) == 2 and metrics["groups_dropped"] >= metrics["groups_resampled"] == first
 
 
 # Several rewards
 
 
-def earned(learner: Watched) -> Tensor:
+SUM = "shapes:0.5 shapes-official:2"
+
+
+class Sum(Judged):
+    """The parts of such a sum, its members' own totals."""
+
+    def score(self, images: Sequence[ndarray], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        scores = super().score(images, prompts, metadata)
+        members = {"shapes": scores.parts["noise"], "shapes-official": scores.total}
+        return replace(scores, total=0.5 * members["shapes"] + 2 * members["shapes-official"], parts=members)
+
+
+def earned(learner: TokenPictures) -> Tensor:
     return learner.advantages(learner.updated)
 
 
 def test_several_rewards():
     weighing = {"strict": 0.5, "noise": 0.25, "total": 2.0}
-    learner = trainer(METHODS["grpo"], settings(reward_weights=weighing), Judged)
+    learner = trainer(METHODS["grpo"], settings(reward_weights=weighing), Judged())
     metrics = learner.step(1)
     groups = learner.updated
     rewards = sum(weight * groups.parts[name] for name, weight in weighing.items())
@@ -231,24 +243,37 @@ def test_several_rewards():
     assert metrics["reward/total"] == pytest.approx(groups.parts["total"].mean().item())
 
     config = settings(reward_weights=weighing, reward_order="normalize-then-sum")
-    other = trainer(METHODS["grpo"], config, Judged)
+    other = trainer(METHODS["grpo"], config, Judged())
     other.step(1)
     parts = [other.updated.parts[name] for name in weighing]
     torch.testing.assert_close(earned(other), normalize_then_sum(parts, list(weighing.values())))
     assert not torch.allclose(earned(other), earned(learner))
 
 
+def test_the_weights_of_a_sum_are_those_of_the_normalized_rewards():
+    ends = []
+    for more in ({}, {"reward_weights": {"shapes": 0.5, "shapes-official": 2.0}}):
+        learner = trainer(METHODS["grpo"], settings(reward=SUM, reward_order="normalize-then-sum", **more), Sum())
+        learner.step(1)
+        groups = learner.updated
+        members = [groups.parts["shapes"], groups.parts["shapes-official"]]
+        torch.testing.assert_close(earned(learner), normalize_then_sum(members, [0.5, 2.0]))
+        torch.testing.assert_close(groups.rewards, 0.5 * members[0] + 2 * members[1])
+        ends.append(weights(learner.policy))
+    assert torch.equal(*ends)
+
+
 def test_an_unknown_part_is_refused_in_one_sentence():
-    learner = trainer(METHODS["grpo"], settings(reward_weights={"beauty": 1.0}), Judged)
+    learner = trainer(METHODS["grpo"], settings(reward_weights={"beauty": 1.0}), Judged())
     with pytest.raises(UserError, match="'beauty', but brightness gives strict, noise, total"):
         learner.step(1)
 
 
 @pytest.mark.parametrize("on_zero_std", ["skip", "released"])
-@pytest.mark.parametrize("method", ["cfg-released", "stage"])
-def test_the_entropy_reward_of_verifiable_rewards(method: str, on_zero_std: str):
+@pytest.mark.parametrize(("method", "strict"), [("cfg-released", "strict"), ("stage", "shapes/strict")])
+def test_the_entropy_reward_of_verifiable_rewards(method: str, strict: str, on_zero_std: str):
     bonus = EntropyReward(on_zero_std=on_zero_std)
-    learner = trainer(replace(METHODS[method], entropy_reward=bonus), settings(), Verdicts, [PROMPTS[0], *DULL])
+    learner = trainer(replace(METHODS[method], entropy_reward=bonus), settings(), Verdicts(strict), [PROMPTS[0], *DULL])
     learner.reference = random_janus(seed=1).reference()
     policy = random_janus()
     assert learner.step(1)["grad_norm"] > 0
@@ -268,7 +293,7 @@ def test_the_entropy_reward_of_verifiable_rewards(method: str, on_zero_std: str)
 # What the prompt is compared with
 
 
-class Crediting(Watched):
+class Crediting(TokenPictures):
     def credit(self, rollout: Rollout, context: Context) -> TokenCredit:
         self.seen = [*getattr(self, "seen", []), (rollout.statistics, weights(self.policy))]
         return super().credit(rollout, context)
@@ -277,10 +302,10 @@ class Crediting(Watched):
 @pytest.mark.parametrize("contrast", [None, "a blue ring"])
 def test_the_source_of_the_statistics(contrast: str | None):
     config = settings(updates_per_rollout=3, contrast_prompt=contrast)
-    fixed = trainer(METHODS["cfg"], config, Crediting)
+    fixed = trainer(METHODS["cfg"], config, kind=Crediting)
     fixed.step(1)
     assert len(fixed.seen) == 1
-    learner = trainer(find_method("cfg[source=current]"), config, Crediting)
+    learner = trainer(find_method("cfg[source=current]"), config, kind=Crediting)
     learner.step(1)
     assert len(learner.seen) == 3
     policy = random_janus()

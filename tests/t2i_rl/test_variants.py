@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from t2i_rl.advantages import LeaveOneOut
-from t2i_rl.cli import main, resolve
+from t2i_rl.cli import main
+from t2i_rl.commands.train import resolve
 from t2i_rl.config import TrainConfig, override, to_json
 from t2i_rl.credit.critical import DynamicWeight
 from t2i_rl.credit.entropy import RandomTokens

@@ -1,0 +1,28 @@
+"""The figures of an evaluation for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """One row per category, one column per figure; below, the figures over all and what to know about them."""
+    metrics, settings, counts = summary["metrics"], summary["settings"], summary["counts"]
+    drawn = Table(
+        title=f"{summary['benchmark']}, {settings.get('model', 'given images')}",
+        caption="\n".join([f"{counts['images']} images of {counts['prompts']} prompts", *summary["notes"]]),
+    )
+    drawn.add_column("category")
+    drawn.add_column("images", justify="right")
+    for name in metrics:
+        drawn.add_column(name, justify="right")
+    for category, images in counts["images_per_category"].items():
+        drawn.add_row(category, str(images), *(f"{metric['categories'][category]:.4f}" for metric in metrics.values()))
+    drawn.add_section()
+    kinds = {metric["mean_of"] for metric in metrics.values()}
+    label = f"overall (mean of {kinds.pop()})"
+    drawn.add_row(label, "", *(f"{metric['overall']:.4f}" for metric in metrics.values()), style="bold")
+    if missing := counts["missing"]:
+        drawn.add_row("missing, scored 0", str(len(missing)), *[""] * len(metrics), style="red")
+    return drawn

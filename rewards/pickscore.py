@@ -1,0 +1,76 @@
+"""PickScore v1 (arXiv 2305.01569): CLIP ViT-H/14, fine-tuned on what users of Pick-a-Pic picked; about 15..26.
+
+The score is exp(logit scale), about 100, times the cosine between the image and its prompt. Flow-GRPO divides it by
+26 and others by 100; here it is as the paper reports it. In float32, as released.
+
+Difference from the released code: texts go through open_clip's tokenizer, which has the same vocabulary; it pads with
+another token, behind the end of the text where the causal encoder never looks.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from open_clip import SimpleTokenizer
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPModel
+from transformers.utils import logging
+
+from rewards.clip import cosine, evaluation_transform
+from rewards.errors import RewardError
+from rewards.measure import Measure
+from rewards.weights import fetch_from_hub
+
+REPOSITORY = "yuvalkirstain/PickScore_v1"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class PickScore(Measure):
+    def __init__(self, model: CLIPModel, name: str, device: str = "cpu") -> None:
+        self.model: Any = model.eval().requires_grad_(False)  # transformers types its parts as what they may be set to
+        self.model.to(device)
+        self.tokenizer = SimpleTokenizer(context_length=self.model.config.text_config.max_position_embeddings)
+        self.transform = evaluation_transform(self.model.config.vision_config.image_size)
+        self.name = name
+
+    @classmethod
+    def load(cls, source: str | Path | None = None, device: str = "cpu") -> Self:
+        """From a folder that holds `config.json` and `model.safetensors`, or the published one. Raises RewardError."""
+        if source:
+            folder = Path(source)
+        else:
+            fetch_from_hub(REPOSITORY, CONFIG)
+            folder = fetch_from_hub(REPOSITORY, WEIGHTS).parent
+        return cls(load_model(folder), f"pickscore ({folder.name if source else REPOSITORY})", device)
+
+    def measure(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[str]) -> Float[Tensor, " B"]:
+        device = self.model.device
+        pixels = torch.stack([self.transform(Image.fromarray(image)) for image in images])
+        distinct = list(dict.fromkeys(prompts))
+        texts = self.model.get_text_features(input_ids=self.tokenizer(distinct).to(device)).pooler_output
+        features = self.model.get_image_features(pixel_values=pixels.to(device)).pooler_output
+        rows = [distinct.index(prompt) for prompt in prompts]
+        return self.model.logit_scale.exp() * cosine(features, texts[rows])
+
+
+def load_model(folder: Path) -> CLIPModel:
+    """A CLIP in transformers' format, from safetensors only, every weight of it. Raises RewardError."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise RewardError(f"{folder / name} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
+    logging.disable_progress_bar()
+    pretrained: Any = CLIPModel.from_pretrained  # typed for a call without a report
+    try:
+        model, report = pretrained(
+            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RewardError(f"cannot load {folder} as a CLIP: {' '.join(str(error).split())}") from error
+    if wrong := sorted(key for key, *_ in report["mismatched_keys"]) + sorted(report["missing_keys"]):
+        raise RewardError(f"{folder}: the weights lack {wrong[0]}, or hold it in another shape: copy the model again")
+    return model

@@ -1,0 +1,60 @@
+"""Pins: the SHA-256 of each file that was fetched, recorded when it was first seen and compared from then on.
+
+They lie in `pins.json` of the cache: `$T2I_RL_CACHE`, else `t2i-rl` below `$XDG_CACHE_HOME` or `~/.cache`.
+Nothing here imports torch.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from rewards.errors import RewardError
+
+PINS = "pins.json"
+
+
+def cache_folder() -> Path:
+    if own := os.environ.get("T2I_RL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i-rl"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pins() -> dict[str, dict[str, str]]:
+    """What was recorded, by key. Raises RewardError for a file that is not JSON."""
+    path = cache_folder() / PINS
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RewardError(f"{path} is not JSON ({error}): repair it, or remove it to record the files anew") from error
+
+
+def compare(key: str, place: str | Path, digest: str) -> None:
+    """Raise RewardError, which names the place, if another SHA-256 is recorded under `key`."""
+    recorded = pins().get(key, {}).get("sha256", digest)
+    if recorded != digest:
+        raise RewardError(
+            f"{place} is not the file that was first used (SHA-256 {digest[:8]}..., then {recorded[:8]}...): "
+            f"restore it, or remove {key!r} from {cache_folder() / PINS} to accept the new one"
+        )
+
+
+def pin(key: str, path: Path, **seen: str) -> str:
+    """Record the file's SHA-256 (and what else was `seen`) under `key`, or compare; returns it. Raises RewardError."""
+    digest, known = sha256(path), pins()
+    if key in known:
+        compare(key, path, digest)
+        return digest
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{PINS}.{os.getpid()}"
+    aside.write_text(json.dumps(known | {key: {"sha256": digest, **seen}}, indent=2, sort_keys=True) + "\n")
+    aside.replace(folder / PINS)
+    return digest

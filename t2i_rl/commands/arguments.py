@@ -1,0 +1,90 @@
+"""What commands share: arguments as dataclasses, errors of one sentence, what is asked of all that draw images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from models.registry import find as find_model
+from t2i_rl.config import Sampling
+from t2i_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from models.policy import Policy
+
+Parsed = TypeVar("Parsed")
+Precision = Literal["float32", "bfloat16", "float16"]
+BOX = "╭╮╰╯│─ "
+
+
+@contextlib.contextmanager
+def one_sentence(command: str) -> Iterator[None]:
+    """What tyro would put in a box becomes one sentence; help passes through."""
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        lines = [line.strip(BOX) for line in stderr.getvalue().splitlines()[1:]]
+        sentence = " ".join(lines[: lines.index("")] if "" in lines else lines).rstrip(".")
+        raise UserError(f"{sentence} (see t2i-rl {command} --help)") from None
+
+
+def parse(kind: type[Parsed], arguments: Sequence[str], command: str, default: Parsed | None = None) -> Parsed:
+    """The arguments as a dataclass."""
+    more: dict[str, Any] = {} if default is None else {"default": default}
+    with one_sentence(command):
+        return tyro.cli(kind, args=arguments, prog=f"t2i-rl {command.partition(' --')[0]}", **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What every command that draws images asks for.
+
+    Attributes:
+        model: a registered name, a checkpoint folder or a hub id.
+        guidance_scale: of classifier-free guidance, the model's own if not given; 1 switches it off.
+        temperature: divides the guided logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens up to this total probability; 1 keeps all.
+        negative_prompt: what guidance leads away from; nothing: the model's unconditional branch.
+        seed: of the noise.
+        dtype: of the weights; logits and what is measured on them are float32, and so are pixels.
+        device: where the model runs, such as cpu or cuda.
+    """
+
+    model: str = "tiny"
+    guidance_scale: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    negative_prompt: str = ""
+    seed: int = 0
+    dtype: Precision = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse before torch is imported."""
+        find_model(self.model)
+        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def policy(self, model: str) -> Policy:
+        """A model in the precision and place asked for."""
+        import torch
+
+        from models.registry import load
+
+        return load(model, getattr(torch, self.dtype), self.device)
+
+    def load(self) -> tuple[Policy, Sampling]:
+        """The model, and how it is sampled."""
+        policy = self.policy(self.model)
+        scale = policy.default_guidance if self.guidance_scale is None else self.guidance_scale
+        return policy, Sampling(scale, self.temperature, self.top_k, self.top_p, self.negative_prompt)

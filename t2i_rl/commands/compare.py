@@ -1,0 +1,56 @@
+"""`t2i-rl compare`: evaluations side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from t2i_rl.commands.arguments import parse
+from t2i_rl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """A table of finished evaluations of one benchmark, with 95 % intervals over prompts and paired differences.
+
+    Attributes:
+        runs: the folders that t2i-rl eval wrote; the others are compared with the first.
+        out: files to write the table into: .md, .tex or .csv by their suffix.
+        published: add what papers state of these figures, as far as we know it.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]
+    out: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = ()
+    published: bool = False
+    draws: int = 2000
+    seed: int = 0
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """set evaluations side by side, with intervals and paired differences"""
+    wanted = parse(Compare, arguments, "compare")
+    if not wanted.runs:
+        raise UserError("there is nothing to compare: name folders of evaluations, t2i-rl compare RUN_A RUN_B")
+    if len({*wanted.runs}) < len(wanted.runs):
+        raise UserError("a run is named more than once: name each once")
+    if wanted.draws < 1:
+        raise UserError(f"draws is {wanted.draws}: it has to be at least 1")
+    from eval.compare import compare as compare_runs
+    from eval.compare import read_run, shared_metrics
+    from eval.compare_table import WRITERS, markdown
+    from eval.manifest import write_whole
+    from eval.published import rows_of
+
+    for path in wanted.out:
+        if path.suffix not in WRITERS:
+            raise UserError(f"{path} is no kind of table: end its name in {', '.join(WRITERS)}")
+    runs = [read_run(path) for path in wanted.runs]
+    comparison = compare_runs(runs, wanted.draws, wanted.seed)
+    stated = rows_of(runs[0].settings["benchmark"], shared_metrics(runs)) if wanted.published else []
+    for path in wanted.out:
+        write_whole(path, WRITERS[path.suffix](comparison, stated))
+    print(markdown(comparison, stated), end="")

@@ -1,0 +1,84 @@
+"""`t2i-rl heatmap`: the token maps of a prompt's images, or of what a training step saw."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from t2i_rl.commands.arguments import Drawing, parse
+from t2i_rl.errors import UserError
+from t2i_rl.methods import find_method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heatmap(Drawing):
+    """What every token map looks like on a group of images, as PNG, HTML and npz.
+
+    With --from-run it is a group that a training step saw, sampled again from the weights of the step before; then
+    everything but --step, --row, --maps, --device and --out is the run's.
+
+    Attributes:
+        prompt: what is drawn.
+        group_size: images of the prompt; similarity compares them.
+        reference: a second checkpoint of the model, for the divergence from it.
+        method: whose updated tokens and credit are shown, critical if not given.
+        from_run: a run folder, instead of a prompt and a model.
+        step: of the run, from 1.
+        row: which of the groups that the step was trained on, from 0.
+        maps: those that are shown, in this order, by their names in maps.npz; all if not given.
+        out: folder of the three files; it must not hold anything.
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = ""
+    group_size: int = 4
+    reference: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    method: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    from_run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    step: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    row: int = 0
+    maps: tuple[str, ...] = ()
+    out: Path = Path("runs/heatmap")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method is not None:
+            find_method(self.method)
+        if self.from_run is None:
+            if not self.prompt:
+                raise UserError("Missing PROMPT: say what the images show, or name a run with --from-run")
+            if self.step is not None or self.row:
+                raise UserError("--step and --row are of a run: name it with --from-run")
+            return
+        if self.step is None:
+            raise UserError("--from-run needs a --step: which one of the run is to be shown")
+        own = {"from_run", "step", "row", "maps", "device", "out"}
+        for field in fields(self):
+            if field.name not in own and getattr(self, field.name) != field.default:
+                name = "a prompt" if field.name == "prompt" else "--" + field.name.replace("_", "-")
+                raise UserError(f"{name} does not go with --from-run: the run has its own")
+
+
+def heatmap(arguments: Sequence[str]) -> None:
+    """draw the token maps of a prompt's images, or of a training step"""
+    wanted = parse(Heatmap, arguments, "heatmap")
+    from t2i_rl.outputs import check_free
+
+    check_free(wanted.out)
+    from t2i_rl.heatmap_files import save
+    from t2i_rl.heatmaps import token_maps
+
+    if wanted.from_run is not None and wanted.step is not None:
+        from t2i_rl.revisit import Seen, seen_maps
+
+        found = seen_maps(Seen(wanted.from_run, wanted.step, wanted.row, wanted.device))
+    else:
+        policy, sampling = wanted.load()
+        reference = wanted.policy(wanted.reference) if wanted.reference else None
+        source = wanted.model + (f" against {wanted.reference}" if wanted.reference else "")
+        found = token_maps(
+            policy, wanted.prompt, wanted.group_size, sampling, wanted.seed, reference, wanted.method, source
+        )
+    save(found.only(wanted.maps) if wanted.maps else found, wanted.out)
+    print(f"{wanted.out}: see heatmap.png, heatmap.html and maps.npz")

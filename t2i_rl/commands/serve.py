@@ -1,0 +1,12 @@
+"""`t2i-rl serve`: a reward over HTTP."""
+
+from collections.abc import Sequence
+
+from t2i_rl.commands.arguments import parse
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """serve a reward to runs on this machine or others: serve shapes"""
+    from rewards import server
+
+    server.serve(parse(server.Service, arguments, "serve"))

@@ -1,0 +1,101 @@
+"""`t2i-rl train`: flags over a run file over a preset, or a run that goes on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from models.registry import find as find_model
+from t2i_rl.checks import check_settings
+from t2i_rl.commands.arguments import one_sentence, parse
+from t2i_rl.config import RewardSpecification, TrainConfig, override, read_settings
+from t2i_rl.dry_run import report
+from t2i_rl.methods import find_method
+from t2i_rl.presets import find_preset, preset, preset_name
+from t2i_rl.variants import base_name
+
+
+@dataclass(frozen=True)
+class TrainChoice:
+    """What picks the preset that the run file and the other flags then override: its name, or the three others."""
+
+    preset: str | None = None
+    model: str | None = None
+    method: str | None = None
+    reward: RewardSpecification | None = None
+    config: Path | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run that was stopped, or that is to do more steps. Its other settings stay as they were.
+
+    Attributes:
+        resume: the run folder.
+        steps: a new number of steps for the whole run, not only for the rest.
+        device: where everything runs from now on, such as cpu or cuda.
+    """
+
+    resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    device: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a command line comes to. preset: whose settings the flags and the run file override; None: the defaults."""
+
+    config: TrainConfig
+    preset: str | None
+    dry_run: bool
+
+
+def resolve(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration alone."""
+    return resolution(arguments).config
+
+
+def resolution(arguments: Sequence[str]) -> Resolution:
+    """Flag > run file > preset. Names that nothing goes by are refused here, before torch is imported.
+
+    The bare name of the preset's own method is that method with the preset's settings, so that naming model, reward
+    and method is the same as naming their preset.
+    """
+    with one_sentence("train"):
+        choice, rest = tyro.cli(TrainChoice, args=arguments, return_unknown_args=True, add_help=False)
+    named = {name: value for name in ("model", "reward", "method") if (value := getattr(choice, name)) is not None}
+    settings, where = {} if choice.config is None else read_settings(choice.config), str(choice.config)
+    if choice.preset is None:
+        chosen = replace(override(TrainConfig(), settings, where), **named)
+        reward = chosen.reward if "reward" in named or "reward" in settings else None
+        base, name = preset(chosen.model, reward, chosen.method), preset_name(chosen.model, reward, chosen.method)
+    else:
+        base, name = find_preset(choice.preset), choice.preset
+    config = replace(override(base, settings, where), **named)
+    if config.method == base_name(base.method):
+        config = replace(config, method=base.method)
+    config = parse(TrainConfig, rest, "train", default=config)
+    find_model(config.model)
+    check_settings(config, find_method(config.method))
+    return Resolution(config, name, choice.dry_run)
+
+
+def train(arguments: Sequence[str]) -> None:
+    """train a model with reinforcement learning, or continue a run"""
+    if any(word.split("=")[0] == "--resume" for word in arguments):
+        again = parse(Resume, arguments, "train --resume RUN")
+        from t2i_rl.run import resume
+
+        finished = resume(again.resume, again.steps, again.device)
+    else:
+        resolved = resolution(arguments)
+        if resolved.dry_run:
+            print("\n".join(report(resolved.config, resolved.preset)))
+            return
+        from t2i_rl.run import start
+
+        finished = start(resolved.config)
+    print(f"{finished}: see reward.png, samples.png and metrics.jsonl")
