@@ -6,6 +6,7 @@ The first line of a command's docstring is what `t2i-rl --help` says of it.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("t2i-rl: stopped; a training run goes on with --resume", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # nothing that the user could mend
             raise

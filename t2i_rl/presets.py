@@ -7,8 +7,9 @@ file, which wins over the preset.
 What both papers spread over processes is one batch here: `prompts_per_step` is processes x prompts of each x
 accumulation. Micro-batches, evaluation and checkpoints are ours: they decide memory, speed and what is shown.
 Weights are float32, where the releases train in bfloat16 beside float32 copies: `--dtype bfloat16` does the same.
-GenEval's prompts are made by `t2i-rl data make`, those for HPSv2 are files that the user brings. GenEval's held-out
-figures are of the benchmark itself, which training never sees; `best.json`, a choice among checkpoints, does see it.
+Prompts are sets of `t2i-rl data`: ours in GenEval's grammar; for HPSv2 those of T2I-R1, which the releases train on.
+GenEval's held-out figures are of the benchmark itself, which training never sees; `best.json`, a choice among
+checkpoints, does see it. HPSv2's are of one style of its benchmark.
 Columns for models that answer in text are left out.
 Nothing here imports torch.
 """
@@ -44,7 +45,7 @@ GENEVAL = TrainConfig(
     evaluation=EvaluationConfig(every=100, images_per_tag=50, batch=16),
     checkpoint=CheckpointConfig(every=100),
 )
-HPS = replace(GENEVAL, reward="hpsv2", prompts="data/hps-train.jsonl", heldout="data/hps-heldout.jsonl")
+HPS = replace(GENEVAL, reward="hpsv2", prompts="t2i-r1-train", heldout="hps/photo")
 
 # arXiv:2605.29198, images. Batch: 8 processes x 1 prompt x 16 images.
 # Our copy of the paper lacks the learning rate and where its cosine ends: both are the launch script's.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 Parsed = TypeVar("Parsed")
 Precision = Literal["float32", "bfloat16", "float16"]
-BOX = "╭╮╰╯│─ "
+BOX = "╭╮╰╯│─"
+OPTION = re.compile(r" {5}(\S+)")
 
 
 @contextlib.contextmanager
@@ -32,9 +35,19 @@ def one_sentence(command: str) -> Iterator[None]:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        lines = [line.strip(BOX) for line in stderr.getvalue().splitlines()[1:]]
-        sentence = " ".join(lines[: lines.index("")] if "" in lines else lines).rstrip(".")
+        sentence = _first_sentence([line.strip(BOX) for line in stderr.getvalue().splitlines()[1:]])
         raise UserError(f"{sentence} (see t2i-rl {command} --help)") from None
+
+
+def _first_sentence(box: Sequence[str]) -> str:
+    """What the first part of tyro's box says; of what is missing the names alone, and of what is unknown beside it."""
+    parts = itertools.groupby(box, lambda line: not line.strip(" ─"))
+    first, *others = [list(part) for is_rule, part in parts if not is_rule]
+    if not first[0].startswith(" Missing from"):
+        return " ".join(line.strip() for line in first).rstrip(".")
+    missing = [found[1] for line in first if (found := OPTION.match(line))]
+    unknown = [line.strip() for part in others if part[0].startswith(" Unrecognized") for line in part[1:]]
+    return f"missing: {', '.join(missing)}" + (f"; unrecognized: {', '.join(unknown)}" if unknown else "")
 
 
 def parse(kind: type[Parsed], arguments: Sequence[str], command: str, default: Parsed | None = None) -> Parsed:

@@ -11,6 +11,15 @@ from t2i_rl.config import PlanConfig
 from t2i_rl.errors import UserError
 from t2i_rl.methods import METHODS, describe, find_method
 
+METHODS_HELP = """usage: t2i-rl methods [METHOD]
+
+Without a word: every method in one line. With one: what it is made of, with equations, defaults and deviations.
+A variant is spelt out: 'critical[credit.share=0.05,dynamic=none]'."""
+MODELS_HELP = """usage: t2i-rl models
+
+The models that have a name: family, token grid or scales, guidance, licence, where they come from.
+--model also takes a checkpoint folder or a hub id."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Drawing):
@@ -26,7 +35,7 @@ class Check(Drawing):
 def methods(arguments: Sequence[str]) -> None:
     """list the methods, or say what one is made of: methods cfg"""
     if list(arguments[:1]) in (["-h"], ["--help"]):
-        print("usage: t2i-rl methods [METHOD]")
+        print(METHODS_HELP)
     elif arguments:
         print(describe(find_method(arguments[0])))
     else:
@@ -38,7 +47,7 @@ def methods(arguments: Sequence[str]) -> None:
 def models(arguments: Sequence[str]) -> None:
     """list the models that have a name"""
     if list(arguments[:1]) in (["-h"], ["--help"]):
-        print("usage: t2i-rl models")
+        print(MODELS_HELP)
         return
     if arguments:
         raise UserError(f"t2i-rl models lists all models and takes nothing: leave out {arguments[0]}")
