@@ -18,6 +18,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.prompts import Prompt
 
 TOTAL = "total"
+OVERALL = "overall"  # of a figure, where categories have their names
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Judges images of prompts.
+    """Judges images of prompts."""
 
-    name: says which weights and rules it has; figures carry it.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Says which weights and rules it has; figures carry it. To be asked after `check`."""
+        ...
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse, with a `RewardError`, prompts that it could not judge."""
@@ -56,7 +57,10 @@ class RewardScorer:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self.name = reward.name
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         self.reward.check([prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from eval.benchmark import OVERALL
 from eval.manifest import MANIFEST, SCORES, SUMMARY, Ledger, Shard, read_object
 from t2i_rl.errors import UserError
 
 DRAWS = 2000
 LEVEL = 0.95
-OVERALL = "overall"
 SAME = ("benchmark", "prompts_sha256", "rules")  # of the settings; runs that differ there are not compared
 
 

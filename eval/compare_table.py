@@ -2,13 +2,16 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
-from eval.compare import OVERALL, Comparison, Interval
+from eval.benchmark import OVERALL
+from eval.compare import Comparison, Interval
 from eval.published import Published
 
 Key = tuple[str, str]
 Cells = list[list[str]]
+INTERVAL = re.compile(r" \[([-+\d.]+), ([-+\d.]+)\]$")
 ESCAPED = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "^": r"\^{}"}
 
 
@@ -37,7 +40,8 @@ def body(comparison: Comparison, published: Sequence[Published] = ()) -> Cells:
     lines += [[name, *(cell(held[key]) for key in keys)] for name, held in comparison.runs.items()]
     lines += [[name, *(cell(held[key], signed=True) for key in keys)] for name, held in comparison.differences.items()]
     for row in published:
-        lines.append([row.label, *(f"{row.value:g}" if key == (row.metric, OVERALL) else "" for key in keys)])
+        stated = {(row.metric, place): f"{value:g}" for place, value in row.figures.items()}
+        lines.append([row.label, *(stated.get(key, "") for key in keys)])
     return lines
 
 
@@ -48,7 +52,7 @@ def markdown(comparison: Comparison, published: Sequence[Published] = ()) -> str
 
 
 def latex(comparison: Comparison, published: Sequence[Published] = ()) -> str:
-    """A booktabs table; intervals are small, below their figure's line."""
+    """A booktabs table, its intervals in small type."""
     head, *rest = body(comparison, published)
     runs = len(comparison.runs)
     groups = rest[:runs], rest[runs : runs + len(comparison.differences)], rest[runs + len(comparison.differences) :]
@@ -59,7 +63,8 @@ def latex(comparison: Comparison, published: Sequence[Published] = ()) -> str:
 
 def _latex_line(cells: Sequence[str]) -> str:
     escaped = ["".join(ESCAPED.get(sign, sign) for sign in one) for one in cells]
-    return " & ".join(escaped) + r" \\" + "\n"
+    small = [INTERVAL.sub(r" {\\scriptsize [\1, \2]}", one) for one in escaped]
+    return " & ".join([small[0], *(one.replace("-", "$-$") for one in small[1:])]) + r" \\" + "\n"
 
 
 def as_csv(comparison: Comparison, published: Sequence[Published] = ()) -> str:
@@ -72,7 +77,8 @@ def as_csv(comparison: Comparison, published: Sequence[Published] = ()) -> str:
             for (metric, place), one in figures.items():
                 writer.writerow([kind, name, metric, place, one.value, one.low, one.high])
     for row in published:
-        writer.writerow(["published", row.label, row.metric, OVERALL, row.value, "", ""])
+        for place, value in row.figures.items():
+            writer.writerow(["published", row.label, row.metric, place, value, "", ""])
     return file.getvalue()
 
 

@@ -1,7 +1,8 @@
 """GenEval: six tags, their mean, and why each image fails.
 
-The figure `correct` is the official verdict, the one that papers report. Where the rules run in this process, `score`
-stands beside it: the fraction that training maximises (`rewards.geneval.partial`); else it is the reward's own total.
+Three figures. `correct` is the official verdict, the one that papers report. `score` is the fraction that training
+maximises (`rewards.geneval.partial`), and `strict` the share of images where that fraction is 1: everything holds, and
+no object is too many. A reward that is served elsewhere gives its own total for the fraction.
 """
 
 import json
@@ -22,7 +23,9 @@ from rewards.geneval_reward import GenEvalReward, check_metadata
 from rewards.reward import Reward
 from t2i_rl.prompts import Prompt
 
-SCORER, STRICT = "geneval", "strict"
+SCORER = "geneval"
+CORRECT, STRICT, SCORE = FIGURES = ("correct", "strict", "score")
+VERDICT = "strict"  # what rewards call the official verdict
 IMAGES_PER_PROMPT = 4
 RESULTS = "results.jsonl"
 
@@ -36,10 +39,7 @@ def benchmark(prompts: Sequence[Prompt], images_per_prompt: int = IMAGES_PER_PRO
         prompts=tuple(prompts),
         images_per_prompt=images_per_prompt,
         category_key="tag",
-        metrics=(
-            Metric("correct", SCORER, {STRICT: 1.0}, "categories"),
-            Metric("score", SCORER, {TOTAL: 1.0}, "categories"),
-        ),
+        metrics=tuple(Metric(name, SCORER, {name: 1.0}, "categories") for name in FIGURES),
         more=summary,
         publish=publish,
     )
@@ -93,20 +93,23 @@ class GenEvalScorer(RewardScorer):
 
     def score(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[Prompt]) -> list[Judgement]:
         judged = super().score(images, prompts)
-        if STRICT not in judged[0].values:
+        if VERDICT not in judged[0].values:
             raise RewardError(
                 f"{self.name} gives no verdict by GenEval's rules: judge by one reward of GenEval's, alone"
             )
         if self.training is None:
-            return judged
+            return [Judgement(_values(one, one), one.reason) for one in judged]
         fractions = self.training.score(images, prompts)
         tags = [prompt.metadata["tag"] for prompt in prompts]
         return [
-            Judgement(
-                {**one.values, TOTAL: fraction.values[TOTAL]}, one.reason, boxes_of(keep_all(found, tag, self.options))
-            )
+            Judgement(_values(one, fraction), one.reason, boxes_of(keep_all(found, tag, self.options)))
             for one, fraction, found, tag in zip(judged, fractions, self.detector.found, tags, strict=True)
         ]
+
+
+def _values(verdict: Judgement, fraction: Judgement) -> dict[str, float]:
+    score = fraction.values[TOTAL]
+    return {CORRECT: verdict.values[VERDICT], STRICT: float(score == 1), SCORE: score}
 
 
 def boxes_of(objects: Mapping[str, Sequence[Detection]]) -> dict[str, list[list[float]]]:
@@ -124,7 +127,7 @@ def records(manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> lis
             "filename": image["file"],
             "tag": image["metadata"]["tag"],
             "prompt": image["prompt"],
-            "correct": row["values"][STRICT] == 1,
+            "correct": row["values"][CORRECT] == 1,
             "reason": row["reason"],
             "metadata": json.dumps(image["metadata"], ensure_ascii=False),
             "details": json.dumps(row.get("details", {})),

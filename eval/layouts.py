@@ -13,6 +13,7 @@ from eval.manifest import Key
 from t2i_rl.errors import UserError
 from t2i_rl.generate import image_path
 
+PLAIN = "plain"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST = 200  # bytes of a prompt in a file's name; file systems allow 255 of the whole name
 NUMBER = re.compile(r"(?:^|_)(\d+)$")
@@ -41,10 +42,24 @@ class Layout:
                 found[key] = there
         return found
 
+    def further(self, folder: Path, found: Mapping[Key, Path]) -> Path | None:
+        """A numbered image of the folder that is none of those found; images without a number do no harm."""
+        parents = {folder / path.parent for path in self.paths.values()}
+        if self.name == PLAIN:
+            parents |= {path for path in folder.glob("*/samples") if path.parent.name.isdecimal()}
+        known = set(found.values())
+        images = (path for parent in sorted(parents) for path in _numbered(parent).values())
+        return next((path for path in images if path not in known), None)
+
 
 def plain(keys: Sequence[Key]) -> Layout:
     """Ours and GenEval's."""
-    return Layout("plain", {key: image_path(*key) for key in keys})
+    return Layout(PLAIN, {key: image_path(*key) for key in keys})
+
+
+def metadata_path(index: int) -> Path:
+    """Where GenEval writes what a prompt's images should show."""
+    return Path(f"{index:05d}", "metadata.jsonl")
 
 
 def file_name(prompt: str, number: int) -> str:

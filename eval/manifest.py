@@ -24,11 +24,12 @@ SETTINGS, MANIFEST, SCORES, SUMMARY = "settings.json", "manifest.jsonl", "scores
 
 Key = tuple[int, int]  # the index of the prompt, the number of the image among its images
 Row = dict[str, Any]
+Block = Sequence[Key]  # drawn together and judged together
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of several processes this is. It looks after the prompts whose index is `rank` modulo `world`."""
+    """Which of several processes this is."""
 
     rank: int = 0
     world: int = 1
@@ -43,8 +44,9 @@ class Shard:
             )
         return cls(int(rank), int(world))
 
-    def owns(self, key: Key) -> bool:
-        return key[0] % self.world == self.rank
+    def own(self, blocks: Sequence[Block]) -> list[Block]:
+        """What this process looks after: every block whose number is `rank` modulo `world`."""
+        return list(blocks[self.rank :: self.world])
 
 
 def digest(value: Any) -> str:

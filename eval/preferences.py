@@ -1,17 +1,19 @@
 """What benchmarks of preference share: every figure is the mean of one reward, by the reward's own name and range."""
 
+import os
 from collections.abc import Sequence
 
 from eval.benchmark import TOTAL, Metric
 from rewards.registry import BUILDERS
 
-SCORERS = ("hpsv2", "imagereward", "pickscore", "clipscore", "aesthetic", "deqa", "unifiedreward", "judge")
+JUDGES = {"deqa": "T2I_RL_DEQA", "unifiedreward": "T2I_RL_UNIFIEDREWARD", "judge": "T2I_RL_JUDGE"}  # their endpoints
+SCORERS = ("hpsv2", "imagereward", "pickscore", "clipscore", "aesthetic", *JUDGES)
 SCALES = {"hpsv2": 100.0}  # figures are published as a hundred times the cosine
 
 
 def installed() -> tuple[str, ...]:
-    """The scorers that this installation has."""
-    return tuple(name for name in SCORERS if name in BUILDERS)
+    """The scorers that this installation has, and the judges that have an endpoint."""
+    return tuple(name for name in SCORERS if name in BUILDERS and (name not in JUDGES or os.environ.get(JUDGES[name])))
 
 
 def metrics(scorers: Sequence[str]) -> tuple[Metric, ...]:

@@ -10,6 +10,7 @@ the scores; how often each kind of fault occurred is in their `faults`:
     malformed    not an `Answer`, or of another length   version   an answer of another version of the protocol
     reward       a server of another reward              number    a score that is no finite number
     image        the scorer gave this image no score: a retry would not help
+    hedged       no fault: so slow that a second server was asked too (`Patience.hedge`; off unless it is set)
 
 What the servers refuse (`Problem` with a status 4xx) is no fault but a mistake of ours, and raises RewardError.
 """
@@ -19,10 +20,10 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import httpx
 import torch
@@ -51,6 +52,7 @@ from rewards.wire import (
 )
 
 FaultKind = Literal["connection", "timeout", "busy", "server", "malformed", "version", "reward", "number", "image"]
+Found = TypeVar("Found")
 ANSWER_BYTES = 16 * 2**20
 PROMPTS = 1000  # in one question
 AT_ONCE = 2  # parts under way per server: one is scored while the next is sent
@@ -224,12 +226,17 @@ class RemoteReward:
                 server.failed = 0
                 return message
 
+        async def hedged() -> Message:
+            if not patience.hedge or len(self.servers) == 1:
+                return await attempt()
+            return await first_of_two(attempt, patience.hedge, lambda: faults.update(["hedged"]))
+
         return await AsyncRetrying(
             retry=retry_if_exception_type(Fault),
             stop=stop_after_attempt(patience.attempts),
             wait=wait_exponential_jitter(patience.pause, patience.longest, jitter=patience.pause),
             reraise=True,
-        )(attempt)
+        )(hedged)
 
     async def _well(self, http: httpx.AsyncClient, tried: Counter[str], faults: Counter[str]) -> Server:
         """The least loaded server that is well, rather one that this request has not tried; any of equals.
@@ -308,6 +315,29 @@ class RemoteReward:
         timeout = httpx.Timeout(self.patience.timeout, connect=self.patience.connect)
         async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
             yield http
+
+
+async def first_of_two(attempt: Callable[[], Awaitable[Found]], seconds: float, begun: Callable[[], object]) -> Found:
+    """What the attempt gives; after so many seconds a second one is `begun`, and who succeeds first counts.
+
+    Raises the last Fault if both fail, any other error at once.
+    """
+    tasks = [asyncio.ensure_future(attempt())]
+    try:
+        await asyncio.wait(tasks, timeout=seconds)
+        if not tasks[0].done():
+            begun()
+            tasks.append(asyncio.ensure_future(attempt()))
+        for first in asyncio.as_completed(tasks):
+            try:
+                return await first
+            except Fault as error:
+                fault = error
+        raise fault
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def parts(sizes: Sequence[int], images: int) -> list[slice]:

@@ -25,12 +25,14 @@ from rewards.geneval import (
 from rewards.reward import Scores
 
 
-def check_metadata(prompt: str, metadata: Mapping[str, Any]) -> None:
+def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
     """Raise a `RewardError` that names the prompt and the key unless `metadata` is a GenEval record.
 
     That is: a `tag`, an `include` list of one or more `{class, count}` with an optional `color` and an
     optional `position` (`[relation, index of an earlier entry]`), and an optional `exclude` list of
     `{class, count}`.
+
+    classes: what the detector knows, if the record's classes have to be among them: others are never found.
     """
 
     def demand(holds: bool, complaint: str) -> None:
@@ -39,16 +41,21 @@ def check_metadata(prompt: str, metadata: Mapping[str, Any]) -> None:
 
     for key in ("tag", "include"):
         demand(key in metadata, f"the metadata lack the key {key!r}: GenEval needs a tag and a list of objects")
-    tag, include = metadata["tag"], metadata["include"]
+    tag, lists = metadata["tag"], {"include": metadata["include"], "exclude": metadata.get("exclude", [])}
     demand(tag in TAGS, f"unknown tag {tag!r}: choose one of {', '.join(TAGS)}")
+    for key, items in lists.items():
+        demand(isinstance(items, Sequence), f"{key!r} is {items!r}: give a list of objects")
+    include = lists["include"]
     demand(len(include) > 0, "'include' is empty: name at least one object")
-    entries = [(f"include[{index}]", item) for index, item in enumerate(include)]
-    entries += [(f"exclude[{index}]", item) for index, item in enumerate(metadata.get("exclude", []))]
-    for place, item in entries:
+    for place, item in ((f"{key}[{index}]", item) for key, items in lists.items() for index, item in enumerate(items)):
+        demand(isinstance(item, Mapping), f"{place} is {item!r}: every entry is an object with a class and a count")
         for key in ("class", "count"):
             demand(key in item, f"{place} lacks the key {key!r}: every entry has a class and a count")
-        count = item["count"]
+        name, count = item["class"], item["count"]
         demand(isinstance(count, int) and count > 0, f"'count' of {place} is {count!r}: give a whole number from 1 on")
+        demand(isinstance(name, str), f"'class' of {place} is {name!r}: give a name")
+        known = not classes or name in classes
+        demand(known, f"the detector does not know {name!r} of {place}: give one of {', '.join(classes)}")
     for index, item in enumerate(include):
         if "color" in item:
             color = item["color"]

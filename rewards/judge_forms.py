@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rewards.endpoint import Choice, Token, UnansweredError, quoted
 from rewards.errors import RewardError
 
 LOWEST, HIGHEST = 1.0, 5.0
-QUOTED = 200  # characters of an answer that an error shows
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
@@ -61,32 +61,6 @@ FORMS = {
 }
 
 
-class Token(BaseModel):
-    token: str
-    logprob: float
-
-
-class Position(BaseModel):
-    top_logprobs: list[Token]
-
-
-class Logprobs(BaseModel):
-    content: list[Position]
-
-
-class Message(BaseModel):
-    content: str | None = None
-
-
-class Choice(BaseModel):
-    message: Message
-    logprobs: Logprobs | None = None
-
-
-class UngradedError(Exception):
-    """An answer without a grade, or a question that the endpoint does not take; asking again would not help."""
-
-
 @dataclass(frozen=True)
 class Verdict:
     """mass: the probability of all the form's words together; 1 for a written answer."""
@@ -114,16 +88,18 @@ def read_form(path: Path) -> Form:
 
 
 def verdict(form: Form, choice: Choice) -> Verdict:
-    """The grade that an answer gives. Raises UngradedError for one that gives none."""
+    """The grade that an answer gives. Raises UnansweredError for one that gives none."""
     if form.words:
         if choice.logprobs is None or not choice.logprobs.content:
-            raise UngradedError("tells no probabilities of its words: serve it where logprobs are answered")
+            raise UnansweredError("tells no probabilities of its words: serve it where logprobs are answered")
         return expected_grade(form.words, choice.logprobs.content[0].top_logprobs)
     text = choice.message.content or ""
     _, found, rest = text.rpartition(form.marker)
     number = NUMBER.search(rest) if found else None
     if number is None or not LOWEST <= float(number.group()) <= HIGHEST:
-        raise UngradedError(f"gives no grade in {LOWEST:g}..{HIGHEST:g} after {form.marker!r}; it says: {quoted(text)}")
+        raise UnansweredError(
+            f"gives no grade in {LOWEST:g}..{HIGHEST:g} after {form.marker!r}; it says: {quoted(text)}"
+        )
     return Verdict(float(number.group()), reason=" ".join(text.split()))
 
 
@@ -131,7 +107,7 @@ def expected_grade(words: Mapping[str, float], tokens: Sequence[Token]) -> Verdi
     """sum p(w) grade(w) / sum p(w) over the words w, of those tokens whose probabilities are told.
 
     A word counts in any case, with or without the blank before it; one that is not told counts nothing. Raises
-    UngradedError if none is.
+    UnansweredError if none is.
     """
     grades = {word.lower(): grade for word, grade in words.items()}
     said = [(one.token.strip(" \u2581\u0120").lower(), math.exp(min(one.logprob, 0.0))) for one in tokens]
@@ -139,10 +115,5 @@ def expected_grade(words: Mapping[str, float], tokens: Sequence[Token]) -> Verdi
     mass = sum(share for share, _ in shares)
     if not mass > 0:
         likely = ", ".join(repr(one.token) for one in tokens[:3])
-        raise UngradedError(f"would not say any of {', '.join(words)}, but one of {likely}")
+        raise UnansweredError(f"would not say any of {', '.join(words)}, but one of {likely}")
     return Verdict(sum(share * grade for share, grade in shares) / mass, mass)
-
-
-def quoted(text: str) -> str:
-    text = " ".join(text.split())
-    return repr(text if len(text) <= QUOTED else text[:QUOTED] + "...")

@@ -19,6 +19,8 @@ class Patience:
         pause: seconds before the second attempt; it doubles up to the longest, and up to a pause at random is added.
         longest: seconds of the longest pause, and the longest that a server which failed is left alone.
         images: in one request.
+        hedge: seconds without an answer after which a request goes to a second server too, and the first answer counts;
+            0 never does.
     """
 
     timeout: float = 120.0
@@ -27,11 +29,12 @@ class Patience:
     pause: float = 0.5
     longest: float = 30.0
     images: int = 16
+    hedge: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("timeout", "connect"):
             self._check(name, 0 < getattr(self, name) < math.inf, "above 0, in seconds")
-        for name in ("pause", "longest"):
+        for name in ("pause", "longest", "hedge"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "0 or more, in seconds")
         self._check("attempts", self.attempts >= 1, "at least 1")
         self._check("images", 1 <= self.images <= IMAGES, f"in 1..{IMAGES}, which a server takes in one request")

@@ -115,12 +115,20 @@ def _aesthetic(device: str) -> "Reward":
 
 
 def _judge(name: str, variable: str, device: str) -> "Reward":
-    from rewards.judge import Endpoint, Judge
+    from rewards.endpoint import Endpoint
+    from rewards.judge import Judge
     from rewards.judge_forms import FORMS, read_form
 
     endpoint = Endpoint.from_environment(variable)
     own = os.environ.get(f"{variable}_FORM")
     return Judge(name, read_form(Path(own)) if own else FORMS[name], endpoint)
+
+
+def _pairwise(device: str) -> "Reward":
+    from rewards.endpoint import Endpoint
+    from rewards.pairwise import PairwiseJudge
+
+    return PairwiseJudge(Endpoint.from_environment("T2I_RL_PAIRWISE"))
 
 
 # Each builds its reward on a device.
@@ -146,7 +154,10 @@ BUILDERS: dict[str, Callable[[str], "Reward"]] = {
     "judge": partial(_judge, "judge", "T2I_RL_JUDGE"),
     "deqa": partial(_judge, "deqa", "T2I_RL_DEQA"),
     "unifiedreward": partial(_judge, "unifiedreward", "T2I_RL_UNIFIEDREWARD"),
+    "pairwise": _pairwise,
 }
+# Those that compare the images of a prompt, so that the score of one depends on the others in the same call.
+COMPARING = ("pairwise",)
 
 # What bad and good images score, for rewards whose scores do not lie in 0..1: a sum of rewards puts them there.
 RANGES: dict[str, tuple[float, float]] = {
@@ -171,6 +182,25 @@ def check_name(name: str) -> None:
     """Raise RewardError unless there is a reward of that name."""
     if name not in BUILDERS:
         raise RewardError(f"there is no reward named {name!r}: choose one of {', '.join(BUILDERS)}")
+
+
+def check_servable(name: str) -> None:
+    """Raise RewardError for a reward that needs all images of a prompt at once: a server sees some of them."""
+    if name in COMPARING:
+        raise RewardError(f"{name!r} compares all images of a prompt, of which a server sees some: use it unserved")
+
+
+def classes(name: str) -> tuple[str, ...]:
+    """The objects that the reward's detector knows; none for a reward that reads no GenEval records."""
+    if name.startswith("shapes"):
+        from rewards.detectors.shapes import ShapesDetector
+
+        return ShapesDetector.classes
+    if name.startswith("geneval"):
+        from rewards.detectors.coco import CLASSES
+
+        return CLASSES
+    return ()
 
 
 def parse(specification: str) -> list[Term]:
@@ -203,6 +233,8 @@ def _term(word: str) -> Term:
     addresses = tuple(address.rstrip("/") for address in after.split(",")) if at else ()
     for address in addresses:
         _check_address(address, word)
+    if addresses:
+        check_servable(name)
     return Term(name, weight, addresses)
 
 

@@ -38,7 +38,10 @@ class Scores:
 class Reward(Protocol):
     """Scores images against their prompts. Image i belongs to `prompts[i]` and `metadata[i]`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What logs and errors call it."""
+        ...
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
         """Refuse, with a `RewardError`, prompts that it could not score: asked before a run begins."""

@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from rewards.errors import RewardError
-from rewards.registry import build, check_name
+from rewards.registry import build, check_name, check_servable
 from rewards.wire import TOKEN_VARIABLE
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -45,6 +45,7 @@ class Service:
 
     def __post_init__(self) -> None:
         check_name(self.reward)
+        check_servable(self.reward)
         for name, value, holds, wanted in (
             ("port", self.port, 0 <= self.port < 2**16, "in 0..65535"),
             ("batch", self.batch, self.batch >= 1, "at least 1"),

@@ -4,28 +4,34 @@
     python scripts/analyse_tokens.py --run runs/demo --out runs/analysis     # through training, by its checkpoints
 
 Writes `analysis.md` and `analysis.json` (tables and a sentence on each, made from the numbers), `analysis.png` and
-`edits.png`. The subject is where the shapes world's detector finds an object, exact on that world alone. What each
-table is about stands in `t2i_rl/analysis.py`.
+`edits.png`. The subject is where a detector with masks finds an object: the shapes world's own, exact on that world
+alone, or GenEval's for photos. What each table is about stands in `t2i_rl/analysis.py`.
 """
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from models.errors import ModelError
 from models.registry import find as find_model
+from rewards.errors import RewardError
 from t2i_rl.errors import UserError
 
 if TYPE_CHECKING:
-    from t2i_rl.analysis import Edited, Observed, Paired
+    from matplotlib.axes import Axes
+
+    from t2i_rl.analysis import Edited, Mean, Observed, Paired
 
 COLORS = {"subject": "#D55E00", "edge": "#999999", "background": "#0072B2"}
 COLORS |= {"initial": "#56B4E9", "structure": "#E69F00", "similarity": "#CC79A7", "other": "#303030"}
+PLAIN = "#0072B2"
+STEP = "step "
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,11 @@ class Analyse:
         model: a registered name, a checkpoint folder or a hub id.
         run: a run folder: the model that it began with and each checkpoint that is kept, instead of `model`.
         prompts: shapes:heldout, or another source of prompts (`t2i-rl train --help`).
+        detector: shapes; or for photos what finds COCO's objects: official (GenEval's Mask2Former, which is fetched), a
+            copy of its file, or a folder in transformers' format.
         per_tag: prompts of each tag.
         group_size: images per prompt.
-        share: of the tokens that are drawn anew.
+        share: of the tokens that are changed.
         guidance_scale: of classifier-free guidance; the run's or the model's own if not given.
         seed: of the noise.
         device: where the model runs, such as cpu or cuda.
@@ -48,6 +56,7 @@ class Analyse:
     model: str = "tiny"
     run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     prompts: str = "shapes:heldout"
+    detector: str = "shapes"
     per_tag: int = 4
     group_size: int = 4
     share: float = 0.1
@@ -68,21 +77,38 @@ class Analyse:
 
 @dataclass(frozen=True)
 class Table:
-    """One observation: its rows, and the sentences that they support."""
+    """One observation: means over prompts by row and column, and the sentences that they support."""
 
     title: str
     head: tuple[str, ...]
-    rows: tuple[tuple[str | float, ...], ...]
+    rows: tuple[tuple[str, tuple["Mean", ...]], ...]
     sentences: tuple[str, ...]
 
-    def markdown(self) -> str:
-        def cell(value: str | float) -> str:
-            return value if isinstance(value, str) else "" if value != value else f"{value:.4g}"
+    @property
+    def steps(self) -> list[int] | None:
+        """The rows' steps, where they are steps of a run."""
+        labels = [label for label, _ in self.rows]
+        return [int(label.removeprefix(STEP)) for label in labels] if labels[0].startswith(STEP) else None
 
-        lines = [self.head, ("---",) * len(self.head), *(tuple(map(cell, row)) for row in self.rows)]
+    def markdown(self) -> str:
+        def cell(mean: "Mean") -> str:
+            if math.isnan(mean.error):
+                return "" if math.isnan(mean.value) else f"{mean.value:.3g}"
+            return f"{mean.value:.3g} ± {mean.error:.1g}"
+
+        lines = [self.head, ("---",) * len(self.head), *((label, *map(cell, row)) for label, row in self.rows)]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         said = "\n".join(f"- {each}" for each in self.sentences)
         return f"## {self.title}\n\n{body}\n\n{said}\n"
+
+    def record(self) -> dict[str, Any]:
+        """For a JSON file: each mean with its standard error, null where there is none."""
+
+        def cell(mean: "Mean") -> list[float | None]:
+            return [None if math.isnan(value) else value for value in (mean.value, mean.error)]
+
+        rows = [[label, *map(cell, row)] for label, row in self.rows]
+        return {"title": self.title, "head": self.head, "rows": rows, "sentences": self.sentences}
 
 
 def sentence(claim: str, found: "Paired", unit: str) -> str:
@@ -93,40 +119,34 @@ def sentence(claim: str, found: "Paired", unit: str) -> str:
     )
 
 
-def edit_table(found: "Edited") -> Table:
-    from t2i_rl.analysis import paired
+def edit_table(found: "Edited", way: str) -> Table:
+    from t2i_rl.analysis import mean, paired
 
-    moved = {name: values.mean(1) for name, values in found.moved.items()}
-    rows = tuple(
-        (name, moved[name].mean().item(), found.replaced[name].mean().item(), found.followed[name].mean().item())
-        for name in moved
-    )
+    measured = (found.moved, found.replaced, found.followed)
+    moved, _, followed = columns = [{name: values.mean(1) for name, values in each.items()} for each in measured]
+    rows = tuple((name, tuple(mean(column[name]) for column in columns)) for name in moved)
     claims = [
         sentence(
-            f"Drawing early tokens anew moves the image more than {name} ones",
+            f"Early tokens {way} move the image more than {name} ones",
             paired(moved["early"], moved[name]),
             "of the range of a pixel",
         )
         for name in ("middle", "late")
     ]
-    follow = paired(found.followed["early"].mean(1), found.followed["middle"].mean(1))
     claims.append(
         sentence(
-            "After early ones a larger share of what follows changes than after middle ones", follow, "of the tokens"
+            f"After early tokens {way} a larger share of the rest changes than after middle ones",
+            paired(followed["early"], followed["middle"]),
+            "of the tokens",
         )
     )
-    head = (
-        "tokens drawn anew",
-        "mean change of a pixel (0 to 1)",
-        "of them became others",
-        "of those after them became others",
-    )
-    return Table("What follows from early, middle and late tokens", head, rows, tuple(claims))
+    head = ("tokens", "mean change of a pixel (0 to 1)", "of them became others", "of those after them became others")
+    return Table(f"Early, middle and late tokens {way}", head, rows, tuple(claims))
 
 
 def drift_table(stages: Mapping[str, "Observed"]) -> Table | None:
-    """None without a stage that has moved away from a reference."""
-    from t2i_rl.analysis import mean_where, paired
+    """None without a stage that was compared with a reference."""
+    from t2i_rl.analysis import mean, mean_where, paired
 
     moved = {stage: seen for stage, seen in stages.items() if "divergence" in seen.statistics}
     if not moved:
@@ -136,7 +156,7 @@ def drift_table(stages: Mapping[str, "Observed"]) -> Table | None:
         for stage, seen in moved.items()
     }
     classes = list(next(iter(means.values())))
-    rows = tuple((stage, *(of[name].nanmean().item() for name in classes)) for stage, of in means.items())
+    rows = tuple((stage, tuple(mean(of[name]) for name in classes)) for stage, of in means.items())
     last, newest = list(means.items())[-1]
     claims = [
         sentence(
@@ -152,14 +172,14 @@ def drift_table(stages: Mapping[str, "Observed"]) -> Table | None:
 
 
 def region_table(stages: Mapping[str, "Observed"], name: str, title: str, claim: str) -> Table:
-    from t2i_rl.analysis import mean_where, paired
+    from t2i_rl.analysis import mean, mean_where, paired
 
     means = {
         stage: {region: mean_where(seen.statistics[name], held) for region, held in seen.regions.items()}
         for stage, seen in stages.items()
     }
     names = list(next(iter(means.values())))
-    rows = tuple((stage, *(of[region].nanmean().item() for region in names)) for stage, of in means.items())
+    rows = tuple((stage, tuple(mean(of[region]) for region in names)) for stage, of in means.items())
     (first, before), (last, after) = next(iter(means.items())), list(means.items())[-1]
     claims = [
         sentence(f"{claim}, for {stage}", paired(of["subject"], of["background"]), "nats")
@@ -173,7 +193,7 @@ def region_table(stages: Mapping[str, "Observed"], name: str, title: str, claim:
 
 
 def draw_tables(tables: Sequence[Table], path: Path) -> None:
-    """Every table as bars or, over several policies, as lines."""
+    """Every table as bars or, over the steps of a run, as lines; with standard errors."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -184,37 +204,65 @@ def draw_tables(tables: Sequence[Table], path: Path) -> None:
     for axes in panels[len(tables) :]:
         axes.set_axis_off()
     for axes, table in zip(panels, tables, strict=False):
-        labels, names = [str(row[0]) for row in table.rows], table.head[1:]
-        if table.head[0] != "policy":
-            axes.bar(labels, [row[1] for row in table.rows], color="#0072B2", width=0.6)
-            axes.set_ylabel(names[0], fontsize=9)
-        for column, name in enumerate(names, start=1):
-            color = COLORS.get(name.removesuffix(" tokens"))
-            if table.head[0] == "policy":
-                axes.plot(labels, [row[column] for row in table.rows], "o-", color=color, label=name)
-        if table.head[0] == "policy":
-            axes.legend(fontsize=8, frameon=False)
-            axes.tick_params(axis="x", rotation=20 if len(labels) > 3 else 0)
-            axes.set_ylim(bottom=0)
-            axes.margins(x=0.15)
+        if table.steps is None:
+            draw_bars(axes, table)
+        else:
+            draw_lines(axes, table, table.steps)
         axes.set_title(table.title, fontsize=10)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3, axis="y")
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=200)
 
 
-def draw_edits(found: "Edited", prompt: str, path: Path) -> None:
+def draw_bars(axes: "Axes", table: Table) -> None:
+    """One row: a bar of each column. Several: a bar of each row, of the first column."""
+    if len(table.rows) == 1:
+        labels, means = list(table.head[1:]), list(table.rows[0][1])
+    else:
+        labels, means = [label for label, _ in table.rows], [row[0] for _, row in table.rows]
+        axes.set_ylabel(table.head[1], fontsize=9)
+    colors, errors = [COLORS.get(label, PLAIN) for label in labels], [each.error for each in means]
+    bars = axes.bar(labels, [each.value for each in means], yerr=errors, color=colors, width=0.6, capsize=3)
+    axes.bar_label(bars, [f"{each.value:.3g}" for each in means], padding=2, fontsize=8)
+    axes.margins(y=0.12)
+
+
+def draw_lines(axes: "Axes", table: Table, steps: Sequence[int]) -> None:
+    """A line of each column."""
+    for column, name in enumerate(table.head[1:]):
+        means, color = [row[column] for _, row in table.rows], COLORS[name.removesuffix(" tokens")]
+        values, errors = [each.value for each in means], [each.error for each in means]
+        axes.errorbar(
+            steps, values, errors, color=color, marker="o", markersize=4, capsize=2, label=name.removesuffix(" tokens")
+        )
+    axes.margins(y=0.25)  # the legend lies above the lines
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(steps)
+    axes.set_xlabel("step", fontsize=9)
+    legend = axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=len(table.head) - 1, columnspacing=1.2)
+    legend.set_in_layout(False)
+
+
+def draw_edits(found: Mapping[str, "Edited"], prompt: str, path: Path) -> None:
     """The images of the first prompt, as drawn and after each change: one column each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = len(found.images["as drawn"]), len(found.images)
-    figure = Figure(figsize=(1.6 * columns, 1.6 * rows + 0.6), layout="constrained")
+    changed = {
+        f"{name}\n{way}": images
+        for way, each in found.items()
+        for name, images in each.images.items()
+        if name in each.moved
+    }
+    shown = {"as drawn": next(iter(found.values())).images["as drawn"], **changed}
+    rows = len(shown["as drawn"])
+    figure = Figure(figsize=(1.4 * len(shown), 1.4 * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"“{prompt}”: which tokens were drawn anew", fontsize=10)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for column, (name, images) in enumerate(found.images.items()):
+    figure.suptitle(f"“{prompt}”: tokens changed, and all after them drawn again", fontsize=10)
+    grid = figure.subplots(rows, len(shown), squeeze=False)
+    for column, (name, images) in enumerate(shown.items()):
         grid[0, column].set_title(name, fontsize=9)
         for row, image in enumerate(images):
             grid[row, column].imshow(image, interpolation="nearest")
@@ -230,9 +278,10 @@ def analyse(asked: Analyse) -> None:
     import torch
 
     from models.registry import load
+    from rewards.detectors.mask2former import Mask2FormerDetector
     from rewards.detectors.shapes import ShapesDetector
     from t2i_rl import checkpoints
-    from t2i_rl.analysis import Observed, Setting, edited, observe
+    from t2i_rl.analysis import Setting, edited, observe
     from t2i_rl.config import Sampling
     from t2i_rl.prompts import balanced, load_prompts
     from t2i_rl.revisit import run_config
@@ -243,35 +292,47 @@ def analyse(asked: Analyse) -> None:
     kept = [] if asked.run is None else checkpoints.complete(asked.run / CHECKPOINTS)
     if asked.run is not None and not kept:
         raise UserError(f"{asked.run} has no checkpoint to compare with its model: wait for its first one")
+    shapes = asked.detector == "shapes"
+    detector = ShapesDetector() if shapes else Mask2FormerDetector.load(asked.detector, asked.device)
     base = load(name, dtype, asked.device)
     own = Sampling(base.default_guidance) if config is None else config.rollout.sampling
     scale = own.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
     texts = [prompt.text for prompt in balanced(load_prompts(asked.prompts), asked.per_tag)]
     sampling = Sampling(scale, own.temperature, own.top_k, own.top_p, own.negative_prompt)
-    setting, detector = Setting(texts, asked.group_size, sampling, asked.seed), ShapesDetector()
+    setting = Setting(texts, asked.group_size, sampling, asked.seed)
 
-    found = edited(base, setting, asked.share)
-    stages: dict[str, Observed] = {name: observe(base, setting, detector)}
+    found = {
+        "drawn anew": edited(base, setting, asked.share, force=False),
+        "made others": edited(base, setting, asked.share, force=True),
+    }
+    if asked.run is None:
+        stages = {name: observe(base, setting, detector)}
+    else:
+        stages = {f"{STEP}0": observe(base, setting, detector, base)}
     for path in kept:
-        stages[f"step {int(path.name.removeprefix('step-'))}"] = observe(
-            load(str(path), dtype, asked.device), setting, detector, base
-        )
+        trained = load(str(path), dtype, asked.device)
+        stages[f"{STEP}{int(path.name.removeprefix('step-'))}"] = observe(trained, setting, detector, base)
     regions = (
         ("entropy", "Entropy of the guided distribution, nats", "The subject has the higher entropy"),
         ("kl", "KL(with prompt || without), nats", "The prompt changes the subject more than the background"),
     )
-    tables = [edit_table(found), *filter(None, [drift_table(stages)]), *(region_table(stages, *row) for row in regions)]
+    tables = [
+        *(edit_table(each, way) for way, each in found.items()),
+        *filter(None, [drift_table(stages)]),
+        *(region_table(stages, *row) for row in regions),
+    ]
     of_run = "" if asked.run is None else f", run {asked.run.name}"
     about = (
         f"{name}{of_run}: {len(texts)} prompts of {asked.prompts} with {asked.group_size} images each, "
-        f"guidance {scale:g}, seed {asked.seed}. A claim holds here where the difference is larger than two of its "
-        "standard errors between prompts."
+        f"guidance {scale:g}, seed {asked.seed}. Means over prompts ± their standard errors. A claim holds here where "
+        "the difference is larger than two of its own standard errors, taken between prompts."
     )
     with whole_folder(asked.out) as aside:
         text = "\n".join(["# Observations of tokens", "", about, "", *(table.markdown() for table in tables)])
         (aside / "analysis.md").write_text(text, encoding="utf-8")
-        content = {"about": about, "tables": [vars(table) for table in tables]}
-        (aside / "analysis.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = {"about": about, "tables": [table.record() for table in tables]}
+        written = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        (aside / "analysis.json").write_text(written + "\n", encoding="utf-8")
         draw_tables(tables, aside / "analysis.png")
         draw_edits(found, texts[0], aside / "edits.png")
     print(text)
@@ -281,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; returns the exit code."""
     try:
         analyse(tyro.cli(Analyse, args=arguments, description=__doc__))
-    except (UserError, ModelError) as error:
+    except (UserError, ModelError, RewardError) as error:
         print(f"analyse_tokens: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,6 +1,7 @@
 """The demo: train the embedded tiny Janus with `--method cfg` on the shapes world and show what changed.
 
     make demo
+    python scripts/demo.py --reward shapes@http://127.0.0.1:8100     the same run on a reward that is served
 
 Writes `runs/demo` anew: the run itself, `summary.json` (held-out accuracy before and after, overall and per
 tag; seconds), heatmaps before and after, and `report.html`, which shows the run in one page.
@@ -9,18 +10,23 @@ tag; seconds), heatmaps before and after, and `report.html`, which shows the run
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from models.policy import Policy
 from models.registry import load
+from rewards.errors import RewardError
 from rewards.registry import build
 from t2i_rl import report
 from t2i_rl.checkpoints import latest, write_atomically
+from t2i_rl.config import RewardSpecification
+from t2i_rl.errors import UserError
 from t2i_rl.evaluation import Evaluation, evaluate
 from t2i_rl.heatmap_files import save
 from t2i_rl.heatmaps import token_maps
@@ -56,14 +62,19 @@ def scores(found: Evaluation) -> dict[str, float]:
 SETTINGS = dataclasses.replace(preset("tiny", "shapes", "cfg"), out=RUN)
 
 
-def main() -> None:
+def main(reward: RewardSpecification = SETTINGS.reward) -> None:
+    """Train the tiny model and show what changed.
+
+    Args:
+        reward: what scores the images in training, as in t2i-rl train.
+    """
     began = time.time()
     console = Console()
     shutil.rmtree(RUN, ignore_errors=True)
     base = load(SETTINGS.model)
     console.print(f"Judging the base model on {6 * IMAGES_PER_TAG} held-out images …")
     before = scores(held_out(base, SETTINGS.seed))
-    start(SETTINGS)
+    start(dataclasses.replace(SETTINGS, reward=reward))
     newest = latest(RUN / CHECKPOINTS)
     assert newest is not None  # a run that ends has written its last step
     trained = load(str(newest))
@@ -74,7 +85,9 @@ def main() -> None:
         ("heatmap_after", trained, base, f"after {SETTINGS.steps} steps, against before"),
     ):
         sampling = SETTINGS.rollout.sampling
-        maps = token_maps(policy, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, SETTINGS.seed, reference, source=what)
+        maps = token_maps(
+            policy, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, SETTINGS.seed, reference, SETTINGS.method, what
+        )
         save(maps, RUN / name)
     summary = {"before": before, "after": after, "seconds": round(time.time() - began, 1)}
     write_atomically(RUN / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -89,8 +102,11 @@ def main() -> None:
         ("heatmap_after/heatmap.html", "the same after training, with the divergence from the base model"),
         ("summary.json", "these figures"),
     ):
-        console.print(f"  {RUN / file}: {what}", highlight=False)
+        console.print(f"  {RUN / file}: {what}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        tyro.cli(main)
+    except (RewardError, UserError) as error:
+        sys.exit(f"demo: {error}")

@@ -63,26 +63,40 @@ def windows(tokens: int, share: float) -> dict[str, slice]:
 
 @torch.no_grad()
 def redraw(
-    policy: Policy, condition: Condition, group_size: int, sampling: Sampling, noise: Float[Tensor, "R N"]
+    policy: Policy,
+    condition: Condition,
+    group_size: int,
+    sampling: Sampling,
+    noise: Float[Tensor, "R N"],
+    barred: Int[Tensor, "R N"] | None = None,
 ) -> Int[Tensor, "R N"]:
-    """The tokens that this noise draws: equal noise gives equal tokens up to the first place where it differs."""
-    guidance = policy.guidance(sampling.guidance_scale)
+    """The tokens that this noise draws; equal noise gives equal tokens up to the first that is barred.
+
+    barred: a token that must not be drawn at this place; -1 bars none.
+    """
+    guidance, sizes = policy.guidance(sampling.guidance_scale), list(policy.layout.blocks)
     branches = 2 if bool((guidance != 1).any()) else 1
     state = policy.prefill(condition, group_size, branches)
     logits = policy.next_logits(state)
-    noise = noise.to(logits.device)
+    if barred is None:
+        barred = torch.full(noise.shape, -1)
     drawn: list[Tensor] = []
-    for scale, uniform in zip(guidance, noise.split(list(policy.layout.blocks), -1), strict=True):
+    for scale, uniform, out in zip(
+        guidance, noise.to(logits.device).split(sizes, -1), barred.to(logits.device).split(sizes, -1), strict=True
+    ):
         if drawn:
             policy.append(state, drawn[-1])
             logits = policy.next_logits(state)
-        drawn.append(draw(mix(logits[0], logits[1] if branches == 2 else None, scale), uniform, sampling))
+        mixed = mix(logits[0], logits[1] if branches == 2 else None, scale)
+        place = out.clamp(min=0)[..., None]
+        left = mixed.gather(-1, place).masked_fill(out[..., None] >= 0, -math.inf)
+        drawn.append(draw(mixed.scatter(-1, place, left), uniform, sampling))
     return torch.cat(drawn, -1)
 
 
 @dataclass(frozen=True)
 class Edited:
-    """What changes in P x G images when a window of their tokens is drawn anew and everything after it follows.
+    """What changes in P x G images when a window of their tokens is changed and all tokens after it follow.
 
     images: of the first group, under "as drawn" and each window's name.
     moved: mean absolute difference of the pixels, from 0 to 1.
@@ -96,34 +110,35 @@ class Edited:
     followed: Mapping[str, Float[Tensor, "P G"]]
 
 
-def edited(policy: Policy, setting: Setting, share: float) -> Edited:
-    """Draw the early, the middle or the late tokens with other noise, and all others with their own."""
+def edited(policy: Policy, setting: Setting, share: float, force: bool) -> Edited:
+    """Change the early, the middle or the late tokens; those after them are drawn again with the noise that they had.
+
+    force: every token of the window becomes another one, drawn from what else the model predicts: equally much is
+        changed everywhere, but less likely images come out. Otherwise the window is drawn anew with other noise: the
+        images stay likely, but where the model is sure most tokens stay as they were.
+    """
     tokens = policy.layout.tokens
     places = windows(tokens, share)
     images: dict[str, ndarray] = {}
     found: dict[str, dict[str, list[Tensor]]] = {kind: {name: [] for name in places} for kind in ("m", "r", "f")}
     for prompts, numbers in setting.batches():
-        condition = encode(policy, prompts, setting.sampling.negative_prompt)
+        condition, shape = encode(policy, prompts, setting.sampling.negative_prompt), (len(prompts), setting.group_size)
         own, other = (
             uniforms(setting.seed, step, prompts, numbers, setting.group_size, tokens).flatten(0, 1) for step in (0, 1)
         )
-
-        def drawn(noise: Tensor, condition: Condition = condition) -> Tensor:
-            return redraw(policy, condition, setting.group_size, setting.sampling, noise)
-
-        before = drawn(own)
+        before = redraw(policy, condition, setting.group_size, setting.sampling, own)
         pixels = policy.decode(before)
-        if not images:
-            images["as drawn"] = _shown(pixels[: setting.group_size])
+        images.setdefault("as drawn", _shown(pixels[: setting.group_size]))
         for name, place in places.items():
-            noise = own.clone()
-            noise[:, place] = other[:, place]
-            after = drawn(noise)
+            noise, barred = own.clone(), torch.full_like(before, -1)
+            if force:
+                barred[:, place] = before[:, place]
+            else:
+                noise[:, place] = other[:, place]
+            after = redraw(policy, condition, setting.group_size, setting.sampling, noise, barred)
             new = policy.decode(after)
-            if name not in images:
-                images[name] = _shown(new[: setting.group_size])
+            images.setdefault(name, _shown(new[: setting.group_size]))
             changed = (after != before).float()
-            shape = len(prompts), setting.group_size
             found["m"][name].append(((new.float() - pixels.float()).abs() / 255).mean((1, 2, 3)).cpu().view(shape))
             found["r"][name].append(changed[:, place].mean(1).cpu().view(shape))
             found["f"][name].append(changed[:, place.stop :].mean(1).cpu().view(shape))
@@ -218,6 +233,21 @@ def mean_where(values: Float[Tensor, "P G N"], held: Bool[Tensor, "P G N"]) -> F
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A mean over prompts and its standard error; NaN for no prompts, and the error for fewer than two."""
+
+    value: float
+    error: float
+
+
+def mean(values: Float[Tensor, " P"]) -> Mean:
+    """Prompts without a value (NaN) are left out."""
+    there = values[~values.isnan()].double()
+    error = (there.std() / len(there) ** 0.5).item() if len(there) > 1 else math.nan
+    return Mean(there.mean().item() if len(there) else math.nan, error)
+
+
+@dataclass(frozen=True)
 class Paired:
     """Two means over the same prompts, and how sure their difference is.
 
@@ -244,8 +274,6 @@ class Paired:
 def paired(first: Float[Tensor, " P"], second: Float[Tensor, " P"]) -> Paired:
     """Compare two values of every prompt; prompts that lack one (NaN) are left out."""
     both = ~(first.isnan() | second.isnan())
-    a, b = first[both].double(), second[both].double()
-    difference = a - b
-    error = (difference.std() / len(a) ** 0.5).item() if len(a) > 1 else math.nan
-    means = [values.mean().item() if len(a) else math.nan for values in (a, b, difference)]
-    return Paired(means[0], means[1], means[2], error, len(a))
+    difference = mean(first[both].double() - second[both].double())
+    firsts, seconds = mean(first[both]), mean(second[both])
+    return Paired(firsts.value, seconds.value, difference.value, difference.error, int(both.sum()))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations  # with TYPE_CHECKING: the command line asks before torch is imported
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rewards.patience import Patience
-from rewards.registry import parse
+from rewards.registry import COMPARING, classes, parse
 from t2i_rl.config import TrainConfig
 from t2i_rl.credit import CONTRASTS
 from t2i_rl.credit.position import SlidingWindow
@@ -15,6 +16,7 @@ from t2i_rl.errors import UserError
 if TYPE_CHECKING:
     from models.policy import TokenLayout
     from t2i_rl.methods import Method
+    from t2i_rl.prompts import Prompt
 
 
 def check_settings(config: TrainConfig, method: Method) -> None:
@@ -41,6 +43,12 @@ def check_settings(config: TrainConfig, method: Method) -> None:
 
 def _check_rewards(config: TrainConfig, method: Method) -> None:
     terms, weights = parse(config.reward), config.reward_weights
+    heldout = parse(config.evaluation.reward or config.reward)
+    if comparing := next((term.name for term in heldout if term.name in COMPARING), None):
+        raise UserError(
+            f"{comparing} compares the images of a group, and held-out images are none: name another reward for them, "
+            "--evaluation.reward"
+        )
     own = {term.name: term.weight for term in terms if term.weight is not None}
     normalized = config.reward_order == "normalize-then-sum"
     if own and weights and "total" not in weights and not (normalized and own == weights):
@@ -66,6 +74,15 @@ def _check_rewards(config: TrainConfig, method: Method) -> None:
         raise UserError(
             "reward-server has no effect on a reward in this process: name its servers, as in NAME@http://HOST:PORT"
         )
+
+
+def check_records(reward: str, prompts: Sequence[Prompt]) -> None:
+    """Raise RewardError for a prompt that GenEval's rules could not judge, before their networks are fetched."""
+    for known in filter(None, (classes(term.name) for term in parse(reward))):
+        from rewards.geneval_reward import check_metadata
+
+        for prompt in prompts:
+            check_metadata(prompt.text, prompt.metadata, known)
 
 
 def check_layout(method: Method, layout: TokenLayout) -> None:

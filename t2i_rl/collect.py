@@ -87,14 +87,12 @@ class Collected:
         """What the scored groups earned, and what went wrong (`t2i_rl.tracking`)."""
         rewards, first = self.rewards, self.rounds[0]
         parts = {name: torch.cat([groups.parts[name] for groups in self.rounds]) for name in first.parts}
-        found = {
+        entropies = [groups.rollout.statistics["entropy"] for groups in self.rounds]
+        return {
             "reward": rewards.mean().item(),
             "reward_std": rewards.std(dim=1).mean().item(),
             **{f"reward/{name}": values.mean().item() for name, values in parts.items()},
             "zero_variance": zero_variance(rewards).float().mean().item(),
+            "entropy": torch.cat(entropies).mean().item(),
             **{f"reward_faults/{kind}": count for kind, count in self.faults.items()},
         }
-        if "entropy" in first.rollout.statistics:
-            entropies = [groups.rollout.statistics["entropy"] for groups in self.rounds]
-            found["entropy"] = torch.cat(entropies).mean().item()
-        return found

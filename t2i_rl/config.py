@@ -165,11 +165,13 @@ class EvaluationConfig:
         every: steps between evaluations; the untrained policy and the last step are always evaluated.
         images_per_tag: images drawn for each tag of the prompts, its prompts taking turns.
         batch: images sampled at once; only memory and speed depend on it.
+        reward: what scores the held-out images, written as the run's --reward; nothing: that reward.
     """
 
     every: int = 10
     images_per_tag: int = 50
     batch: int = 64
+    reward: RewardSpecification = ""
 
     def __post_init__(self) -> None:
         _check("evaluation.every", self.every, self.every >= 1, "at least 1")
@@ -208,9 +210,9 @@ class TrainConfig:
 
     Attributes:
         model: a registered name, a checkpoint folder or a hub id.
-        method: how tokens are credited and the policy updated: grpo, cfg, critical.
+        method: how tokens are credited and the policy updated: grpo, cfg, critical, ...; t2i-rl methods lists them.
         reward: what scores an image: one reward, or several with weights (geneval:1.0 hpsv2:0.5), in this process or
-            where it is served (shapes@http://127.0.0.1:8100).
+            where it is served (shapes@http://127.0.0.1:8100); docs/rewards.md lists them.
         reward_weights: parts of the reward by name (or total) and their weights, to train on their weighted sum;
             nothing: on the total.
         reward_order: whether the parts are summed and then compared inside the group, or the reverse. The reverse of a

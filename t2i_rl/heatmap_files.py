@@ -4,6 +4,7 @@ nothing else: the value under the pointer, an opacity slider, the token grid).
 
 import base64
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from PIL import Image
 from t2i_rl.heatmaps import LOOKS, Look, TokenMaps
 from t2i_rl.outputs import whole_folder
 
-# Inches: of a panel, between panels, above a band's panels, below them, left of them, above the first band.
-PANEL, GAP, TITLE, BAR, LEFT, TOP = 1.7, 0.1, 0.3, 0.45, 0.6, 0.65
+# Inches: of a panel, between panels, above a band's panels, below them, left of them, above and below the headings.
+PANEL, GAP, TITLE, BAR, LEFT, EDGE = 1.7, 0.1, 0.3, 0.45, 0.6, 0.12
 HEAT = 0.68  # opacity of the map over the image
-COLUMNS = 6  # maps side by side in the figure; more go below
+COLUMNS = 6  # maps side by side in a figure of at most as many rows; more go below
 ROWS = 12  # of the figure, one per image and scale; the page has them all
 
 
@@ -46,25 +47,32 @@ def save(maps: TokenMaps, folder: Path) -> None:
 def draw(maps: TokenMaps) -> Figure:
     """One column per map, one row per image (and per two-dimensional map, where the layout has several).
 
-    Each token is one cell of flat colour over the image in grey; a column has one scale, its bar below. Columns beyond
-    `COLUMNS` go into a band below, and images beyond `ROWS` rows are left out.
+    Each token is one cell of flat colour over the image in grey; a column has one scale, its bar below, with an arrow
+    where values lie beyond it. Columns beyond `COLUMNS` go into a band below (a high figure has one band), and images
+    beyond `ROWS` rows are left out.
     """
     names, levels = list(maps.maps), len(maps.layout.maps)
     images = min(len(maps.images), max(1, ROWS // levels))
-    bands = [list(map(str, band)) for band in np.array_split(names, -(-len(names) // COLUMNS))]
-    rows, columns = images * levels, 1 + len(bands[0])
+    rows = images * levels
+    in_bands = np.array_split(names, 1 if rows > COLUMNS else -(-len(names) // COLUMNS))
+    bands = [list(map(str, band)) for band in in_bands]
+    columns = 1 + len(bands[0])
     band_height = TITLE + rows * (PANEL + GAP) + BAR
-    width, height = LEFT + columns * (PANEL + GAP), TOP + len(bands) * band_height
+    width = LEFT + columns * (PANEL + GAP)
+    left_out = f" · {images} of {len(maps.images)} images" if images < len(maps.images) else ""
+    title, source = _wrapped(f"“{maps.prompt}”", 13, width - LEFT), _wrapped(maps.source + left_out, 8, width - LEFT)
+    below_title = EDGE + _high(title, 13)
+    top = below_title + _high(source, 8) + EDGE
+    height = top + len(bands) * band_height
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    left_out = f" · {images} of {len(maps.images)} images" if images < len(maps.images) else ""
-    figure.text(LEFT / width, 1 - 0.12 / height, f"“{maps.prompt}”", va="top", fontsize=13)
-    figure.text(LEFT / width, 1 - 0.42 / height, maps.source + left_out, va="top", fontsize=8, color="0.35")
+    figure.text(LEFT / width, 1 - EDGE / height, title, va="top", fontsize=13)
+    figure.text(LEFT / width, 1 - below_title / height, source, va="top", fontsize=8, color="0.35")
 
     def axes(band: int, row: int, column: int, high: float = PANEL) -> Axes:
         """The panel at this place, everything in inches so that bands and rows line up."""
-        left, top = LEFT + column * (PANEL + GAP), TOP + band * band_height + TITLE + row * (PANEL + GAP)
-        made = figure.add_axes((left / width, 1 - (top + high) / height, PANEL / width, high / height))
+        left, above = LEFT + column * (PANEL + GAP), top + band * band_height + TITLE + row * (PANEL + GAP)
+        made = figure.add_axes((left / width, 1 - (above + high) / height, PANEL / width, high / height))
         made.set(xticks=[], yticks=[])
         return made
 
@@ -80,8 +88,18 @@ def draw(maps: TokenMaps) -> Figure:
         for column, name in enumerate(band, start=1):
             panels = [axes(number, row, column) for row in range(rows)]
             heat = _draw_map(panels, maps, name)
-            _draw_scale(axes(number, rows, column, high=0.1), LOOKS[name], heat)
+            _draw_scale(axes(number, rows, column, high=0.1), LOOKS[name], heat, beyond(maps, name))
     return figure
+
+
+def _wrapped(text: str, points: float, inches: float) -> str:
+    """In lines of at most this length; a character of a font is about 0.6 of its height wide."""
+    return textwrap.fill(text, max(1, int(72 * inches / (0.6 * points))))
+
+
+def _high(text: str, points: float) -> float:
+    """The inches that the lines need."""
+    return 1.5 * points / 72 * len(text.splitlines())
 
 
 def _extent(maps: TokenMaps) -> tuple[int, int, int, int]:
@@ -102,7 +120,13 @@ def _draw_map(panels: Sequence[Axes], maps: TokenMaps, name: str) -> AxesImage:
     return heat
 
 
-def _draw_scale(bar: Axes, look: Look, heat: AxesImage) -> None:
+def beyond(maps: TokenMaps, name: str) -> tuple[bool, bool]:
+    """Whether a map has values below and above those that its colours span."""
+    low, high = LOOKS[name].limits(maps.maps[name])
+    return bool(maps.maps[name].min() < low), bool(maps.maps[name].max() > high)
+
+
+def _draw_scale(bar: Axes, look: Look, heat: AxesImage, cut: tuple[bool, bool]) -> None:
     """The colour bar of a column, or what its colours are called."""
     if look.scale == "classes":
         bar.set_axis_off()
@@ -111,7 +135,8 @@ def _draw_scale(bar: Axes, look: Look, heat: AxesImage) -> None:
         return
     box = bar.get_position()  # a little narrower than the panel, so that the numbers at its ends do not meet others
     bar.set_position((box.x0 + 0.07 * box.width, box.y0, 0.86 * box.width, box.height))
-    made = bar.figure.colorbar(heat, cax=bar, orientation="horizontal")
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[cut]
+    made = bar.figure.colorbar(heat, cax=bar, orientation="horizontal", extend=extend)
     made.ax.tick_params(labelsize=8)
     made.locator = MaxNLocator(4)
     made.update_ticks()
@@ -137,6 +162,7 @@ def page(maps: TokenMaps) -> str:
                 "title": look.title,
                 "meaning": look.meaning,
                 "limits": look.limits(values),
+                "beyond": beyond(maps, name),
                 "colors": colors.tolist(),
                 "classes": look.classes or None,
                 "values": [[float(f"{value:.4g}") for value in row] for row in values],

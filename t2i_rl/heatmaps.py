@@ -30,14 +30,16 @@ from t2i_rl.tokenmaps import entropy_gradient, similarity
 
 CLASSES = ("not critical", "initial", "structure", "similarity")  # the codes of the map `critical`
 CONTRAST, CRITICAL = GuidanceContrast(), CriticalTokens()  # what their two maps show, whatever the method
+MOST = 0.98  # of a map's values span its colours: a few extreme tokens would leave one colour for all others
 
 
 @dataclass(frozen=True)
 class Look:
     """How a map is shown.
 
-    scale: which values the colours span, one scale for the whole group: `range` from the least to the greatest,
-    `unit` 0 to 1, `around` symmetric about `centre`, `classes` one of `colors` for each of the names.
+    scale: which values the colours span, one scale for the whole group: `range` from the least up, `unit` 0 to 1,
+    `around` symmetric about `centre`, `classes` one of `colors` for each of the names. `range` and `around` end where
+    `MOST` of the values lie; what lies beyond has the colour of the end.
     """
 
     title: str
@@ -54,10 +56,11 @@ class Look:
         if self.scale == "classes":
             return -0.5, len(self.classes) - 0.5
         if self.scale == "around":
-            reach = float(np.abs(values - self.centre).max()) or 1.0
+            distances = np.abs(values - self.centre)
+            reach = float(np.quantile(distances, MOST)) or float(distances.max()) or 1.0
             return self.centre - reach, self.centre + reach
-        low, high = float(values.min()), float(values.max())
-        return low, high if high > low else low + 1.0
+        low, high, greatest = float(values.min()), float(np.quantile(values, MOST)), float(values.max())
+        return low, next((end for end in (high, greatest) if end > low), low + 1.0)
 
     @property
     def palette(self) -> ListedColormap:

@@ -20,9 +20,8 @@ from t2i_rl.logprobs import CHUNK
 
 BYTES = {"float32": 4, "bfloat16": 2}
 USABLE = 0.9  # of a card's memory, for tensors
-LOGIT_COPIES = (
-    6  # float32 [rows, block, V] at once while sampling: two branches, mixture, softmax, its sum, a statistic
-)
+# float32 [rows, block, V] at once while sampling: two branches, mixture, softmax, its sum, a statistic
+LOGIT_COPIES = 6
 CHUNK_COPIES = 4  # float32 [CHUNK, V] at once in the update: logits, log-probs, exponentials, their gradient
 BRANCHES = 2
 FLOAT32 = {  # parts that run in float32 whatever the model runs in

@@ -1,8 +1,8 @@
 """Full runs as data: one preset per column of the two papers' tables of settings, and those of the tiny model.
 
 A preset goes by its name (`t2i-rl train --preset janus-pro-7b-geneval-cfg`) or by model, reward and method together
-(`--model janus-pro-7b --reward geneval --method cfg`); without a reward it is the model's first. Flags win over the run
-file, which wins over the preset.
+(`--model janus-pro-7b --reward geneval --method cfg`); a combination without one takes the nearest of its model. Flags
+win over the run file, which wins over the preset.
 
 What both papers spread over processes is one batch here: `prompts_per_step` is processes x prompts of each x
 accumulation. Micro-batches, evaluation and checkpoints are ours: they decide memory, speed and what is shown.
@@ -127,20 +127,23 @@ BY_NAMES = {(config.model, config.reward, base_name(config.method)): name for na
 
 
 def preset_name(model: str, reward: str | None, method: str) -> str | None:
-    """The preset of a combination, None where there is none.
+    """The preset of a combination or the nearest to it: of this model, rather of this reward, rather of this method.
 
-    Without a reward it is the model's first, rather one of this method than of another.
-    A single reward has the same preset wherever it is served: `geneval@http://HOST:PORT`.
+    None for a model that has none. A single reward is the same wherever it is served: `geneval@http://HOST:PORT`.
     """
     method = base_name(method)
-    if reward is not None:
-        return BY_NAMES.get((model, reward if " " in reward else reward.partition("@")[0], method))
-    of_model = [(used, name) for (trained, _, used), name in BY_NAMES.items() if trained == model]
-    return next((name for used, name in [*(pair for pair in of_model if pair[0] == method), *of_model]), None)
+    if reward is not None and " " not in reward:
+        reward = reward.partition("@")[0]
+    alike = {
+        name: (judged == reward, used == method)
+        for (trained, judged, used), name in BY_NAMES.items()
+        if trained == model
+    }
+    return max(alike, key=lambda name: alike[name], default=None)
 
 
 def preset(model: str, reward: str | None, method: str) -> TrainConfig:
-    """The preset of a combination with these names, or the defaults with them where there is none.
+    """The preset of a combination or the nearest to it, with these names; the defaults where its model has none.
 
     A bare method stands for the preset's variant of it; one that is spelt out with its settings stays as it is.
     """

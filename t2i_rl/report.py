@@ -88,8 +88,8 @@ class Reported:
         return [(int(row["step"]), row[name]) for row in self.metrics if name in row]
 
 
-def read(run: Path, name: str, prompt: str | None = None) -> Reported:
-    """A run so far. prompt: draw its token maps with the newest checkpoint.
+def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -> Reported:
+    """A run so far. prompt: draw its token maps with the newest checkpoint, on this device.
 
     Raises UserError for a folder that is not a run's, and for a run that has not measured anything yet.
     """
@@ -103,7 +103,7 @@ def read(run: Path, name: str, prompt: str | None = None) -> Reported:
     spaced = {there[index] for index in np.linspace(0, len(there) - 1, min(ROWS, len(there))).round().astype(int)}
     maps = {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(run.glob("*/heatmap.html"))}
     if prompt is not None:
-        maps[f"“{prompt}”"] = drawn_maps(run, config, prompt)
+        maps[f"“{prompt}”"] = drawn_maps(run, config, prompt, device)
     try:
         prompts = [asked.text for asked in balanced(load_prompts(config.heldout), 2)[:STRIP]]
     except UserError:  # the file is not there any more: the samples then have no captions
@@ -112,7 +112,7 @@ def read(run: Path, name: str, prompt: str | None = None) -> Reported:
     return Reported(name, config, metrics, samples, prompts, maps)
 
 
-def drawn_maps(run: Path, config: TrainConfig, prompt: str) -> str:
+def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
     """The page of the token maps of the newest checkpoint, against the model that the run began with."""
     import torch
 
@@ -124,7 +124,7 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str) -> str:
     if newest is None:
         raise UserError(f"{run} has no checkpoint to draw token maps with: leave out --prompt")
     dtype, source = getattr(torch, config.dtype), f"{run.name}, {newest.name}, against {config.model}"
-    policy, reference = load(str(newest), dtype, config.device), load(config.model, dtype, config.device)
+    policy, reference = load(str(newest), dtype, device), load(config.model, dtype, device)
     sampling = config.rollout.sampling
     return page(token_maps(policy, prompt, 4, sampling, config.seed, reference, config.method, source))
 

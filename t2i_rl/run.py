@@ -21,9 +21,10 @@ from models.policy import Policy
 from models.registry import is_adapter, load
 from models.trainable import choose_trainable
 from rewards.registry import build
+from rewards.reward import Reward
 from t2i_rl import checkpoints
 from t2i_rl.baselines import Running
-from t2i_rl.checks import check_settings
+from t2i_rl.checks import check_records, check_settings
 from t2i_rl.config import TrainConfig, fixed, override, read_settings, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.evaluation import evaluate
@@ -47,10 +48,10 @@ def start(config: TrainConfig) -> Path:
         raise UserError(
             f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
         )
-    trainer, heldout = _prepare(config, config.model)
+    trainer, heldout, judge = _prepare(config, config.model)
     (config.out / CHECKPOINTS).mkdir(parents=True)
     checkpoints.write_atomically(config.out / CONFIG, to_json(config))
-    return _train(trainer, heldout, done=0)
+    return _train(trainer, heldout, judge, done=0)
 
 
 def resume(run: Path, steps: int | None = None, device: str | None = None) -> Path:
@@ -71,20 +72,25 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
             )
     if found.step > config.steps or (found.step == config.steps and (run / PICTURES).exists()):
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
-    trainer, heldout = _prepare(config, str(newest))
+    trainer, heldout, judge = _prepare(config, str(newest))
     checkpoints.load_optimizer(newest, trainer.optimizer)
     trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
     checkpoints.write_atomically(run / CONFIG, to_json(config))
-    return _train(trainer, heldout, found.step)
+    return _train(trainer, heldout, judge, found.step)
 
 
-def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt]]:
-    """Everything that can be refused, refused before a file is written."""
-    method, reward = find_method(config.method), build(config.reward, config.device, config.reward_server)
-    prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
-    for asked in (prompts, heldout):
-        reward.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])
+def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], Reward]:
+    """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'."""
+    method = find_method(config.method)
     check_settings(config, method)
+    prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
+    judged_by = config.evaluation.reward or config.reward
+    check_records(config.reward, prompts)
+    check_records(judged_by, heldout)
+    reward = build(config.reward, config.device, config.reward_server)
+    judge = reward if judged_by == config.reward else build(judged_by, config.device, config.reward_server)
+    for asked, scorer in ((prompts, reward), (heldout, judge)):
+        scorer.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])
     dtype, reference = getattr(torch, config.dtype), None
     policy = _policy(config, source, dtype)
     # A policy with adapters is its own reference, for it has them still to switch off.
@@ -94,7 +100,7 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt]]:
         except ModelError as error:
             run = config.out
             raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
-    return Trainer(config, policy, method, reward, prompts, reference), heldout
+    return Trainer(config, policy, method, reward, prompts, reference), heldout, judge
 
 
 def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
@@ -111,26 +117,26 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
     return policy
 
 
-def _train(trainer: Trainer, heldout: Sequence[Prompt], done: int) -> Path:
+def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:
     config, policy, run = trainer.config, trainer.policy, trainer.config.out
     shown = balanced(heldout, 2)[:STRIP]
     judged = balanced(heldout, config.evaluation.images_per_tag)
     sampling, seed = config.rollout.sampling, config.seed
     (run / PICTURES).unlink(missing_ok=True)
 
-    def judge(step: int) -> dict[str, float]:
-        found = evaluate(policy, judged, trainer.reward, sampling, seed, config.evaluation.batch)
+    def measured(step: int) -> dict[str, float]:
+        found = evaluate(policy, judged, judge, sampling, seed, config.evaluation.batch)
         save_strip(strip_path(run / SAMPLES, step), policy, shown, sampling, seed)
         return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
 
     with Tracker(run, config.steps, done) as tracker:
         if done == 0:
-            tracker.log({"step": 0, **judge(0)})
+            tracker.log({"step": 0, **measured(0)})
         for step in range(done + 1, config.steps + 1):
             metrics = trainer.step(step)
             last = step == config.steps
             if last or step % config.evaluation.every == 0:
-                metrics |= judge(step)
+                metrics |= measured(step)
             tracker.log(metrics)
             best = best_step(tracker.kept)
             if last or step == best or step % config.checkpoint.every == 0:

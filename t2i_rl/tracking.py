@@ -12,7 +12,7 @@ Names in `metrics.jsonl`:
 | groups_lost | groups that lack a score and count nowhere else (with on-reward-failure drop_group) |
 | reward_faults/KIND | how often a reward server failed (kinds: `rewards.client`), whether a retry helped or not |
 | kl | mean divergence from the reference, over the updated tokens, in the method's form, in nats |
-| entropy | mean entropy of the sampled distribution, in nats (when the method measures it) |
+| entropy | mean entropy of the sampled distribution, in nats |
 | clip_fraction | share of updated tokens at which the clipped product was the smaller one |
 | policy_loss, grad_norm | of the last optimizer step; the norm before clipping |
 | learning_rate | of the last optimizer step |

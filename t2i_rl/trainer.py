@@ -152,7 +152,7 @@ class Trainer:
     def sample(self, number: int, condition: Condition, occurrence: Sequence[int]) -> Rollout:
         """One micro-batch of groups, with the statistics that are measured while sampling."""
         settings = self.config.rollout
-        names = {*self.method.credit.statistics, self.sampled} - self.apart
+        names = {"entropy", *self.method.credit.statistics, self.sampled} - self.apart
         if self.method.entropy_reward is not None:
             names.add("entropy_cond")
         noise = Noise(self.config.seed, number, occurrence)

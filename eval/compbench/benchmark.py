@@ -166,9 +166,11 @@ def _blip(models: Models) -> "Blip":
 
 @cache
 def _clip(models: Models) -> "ClipScore":
-    from rewards.clipscore import ClipScore
+    from eval.provenance import labelled
+    from rewards.clipscore import OPENAI, ClipScore
 
-    return ClipScore.load(models.clip, models.device)
+    clip = ClipScore.load(models.clip, models.device).clip
+    return ClipScore(clip, f"clipscore (cosine, {labelled(models.clip or OPENAI)})")
 
 
 def _depth(models: Models) -> "Dpt":

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from eval.compbench.attributes import as_asked, probability_of_yes
+from eval.provenance import labelled
 from rewards.errors import RewardError
 
 SOURCE = "Salesforce/blip-vqa-capfilt-large"
@@ -42,7 +43,7 @@ class Blip:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise RewardError(f"cannot load BLIP from {source}: give a folder, or fetch it first ({reason})") from error
-        return cls(model.to(device), tokenizer, f"BLIP VQA ({Path(source).name}, {SIDE} pixels)")
+        return cls(model.to(device), tokenizer, f"BLIP VQA ({labelled(source)}, {SIDE} pixels)")
 
     def pixels(self, image: UInt8[ndarray, "H W 3"]) -> Float[Tensor, "3 side side"]:
         """The picture as a square (bicubic), by CLIP's mean and deviation."""

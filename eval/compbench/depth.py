@@ -9,6 +9,7 @@ from numpy import ndarray
 from transformers import AutoImageProcessor, DPTForDepthEstimation
 
 from eval.compbench.spatial import quantised
+from eval.provenance import labelled
 from rewards.errors import RewardError
 
 SOURCE = "Intel/dpt-hybrid-midas"
@@ -31,7 +32,7 @@ class Dpt:
             raise RewardError(
                 f"cannot load a depth model from {source}: give a folder, or fetch it first ({reason})"
             ) from error
-        return cls(model.to(device), processor, f"DPT ({Path(source).name})")
+        return cls(model.to(device), processor, f"DPT ({labelled(source)})")
 
     @torch.no_grad()
     def map(self, image: UInt8[ndarray, "H W 3"]) -> Float[ndarray, "H W"]:

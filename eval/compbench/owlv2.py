@@ -15,6 +15,7 @@ from numpy import ndarray
 from transformers import AutoProcessor, Owlv2ForObjectDetection
 
 from eval.compbench.boxes import Labelled
+from eval.provenance import labelled
 from rewards.errors import RewardError
 
 SOURCE = "google/owlv2-base-patch16-ensemble"
@@ -41,7 +42,7 @@ class Owlv2:
             raise RewardError(
                 f"cannot load OWLv2 from {source}: give a folder, or fetch it first ({reason})"
             ) from error
-        return cls(model.to(device), processor, Path(source).name)
+        return cls(model.to(device), processor, labelled(source))
 
     def detect(self, images: Sequence[UInt8[ndarray, "H W 3"]], words: Sequence[Sequence[str]]) -> list[list[Labelled]]:
         """Per image its objects, best first, labelled with the word that found them."""

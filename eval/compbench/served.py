@@ -101,6 +101,6 @@ class ServedDetector:
                     reason = " ".join(str(error).split())[:200]
                     raise RewardError(
                         f"the detector at {self.address} gives no answer ({reason}): start it with "
-                        "python -m eval.compbench.unidet, and look into its log"
+                        "python -m eval.compbench.unidet, or take the substitute owlv2 (docs/evaluation.md)"
                     ) from error
         raise AssertionError("the last attempt returns or raises")

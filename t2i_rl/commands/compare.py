@@ -18,7 +18,7 @@ class Compare:
     Attributes:
         runs: the folders that t2i-rl eval wrote; the others are compared with the first.
         out: files to write the table into: .md, .tex or .csv by their suffix.
-        published: add what papers state of these figures, as far as we know it.
+        published: add what the two papers state of these figures, as far as we know it, with its source.
         draws: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -50,7 +50,8 @@ def compare(arguments: Sequence[str]) -> None:
             raise UserError(f"{path} is no kind of table: end its name in {', '.join(WRITERS)}")
     runs = [read_run(path) for path in wanted.runs]
     comparison = compare_runs(runs, wanted.draws, wanted.seed)
-    stated = rows_of(runs[0].settings["benchmark"], shared_metrics(runs)) if wanted.published else []
+    settings = runs[0].settings
+    stated = rows_of(settings["benchmark"], settings["prompts"], shared_metrics(runs)) if wanted.published else []
     for path in wanted.out:
         write_whole(path, WRITERS[path.suffix](comparison, stated))
     print(markdown(comparison, stated), end="")

@@ -20,7 +20,7 @@ class Heatmap(Drawing):
     everything but --step, --row, --maps, --device and --out is the run's.
 
     Attributes:
-        prompt: what is drawn.
+        prompt: what the images show; needed but with --from-run.
         group_size: images of the prompt; similarity compares them.
         reference: a second checkpoint of the model, for the divergence from it.
         method: whose updated tokens and credit are shown, critical if not given.
@@ -47,7 +47,7 @@ class Heatmap(Drawing):
             find_method(self.method)
         if self.from_run is None:
             if not self.prompt:
-                raise UserError("Missing PROMPT: say what the images show, or name a run with --from-run")
+                raise UserError("the prompt is missing: say what the images show, or name a run with --from-run")
             if self.step is not None or self.row:
                 raise UserError("--step and --row are of a run: name it with --from-run")
             return
@@ -67,8 +67,10 @@ def heatmap(arguments: Sequence[str]) -> None:
 
     check_free(wanted.out)
     from t2i_rl.heatmap_files import save
-    from t2i_rl.heatmaps import token_maps
+    from t2i_rl.heatmaps import LOOKS, token_maps
 
+    if unknown := [name for name in wanted.maps if name not in LOOKS]:
+        raise UserError(f"there is no map {unknown[0]!r}: choose from {', '.join(LOOKS)}")
     if wanted.from_run is not None and wanted.step is not None:
         from t2i_rl.revisit import Seen, seen_maps
 

@@ -18,16 +18,18 @@ class Report:
     Attributes:
         runs: run folders; several are laid over each other. Token maps that lie in them are shown too.
         prompt: draw the token maps of this prompt with the newest checkpoint of each run.
+        device: where those are drawn, such as cpu or cuda.
         out: the page, written anew; report.html in the folder of a single run, if not given.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
     prompt: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    device: str = "cpu"
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise UserError("Missing RUN: name at least one run folder")
+            raise UserError("no run is named: give at least one run folder")
         if len(self.runs) > 1 and self.out is None:
             raise UserError("several runs have no common folder for the page: name it with --out")
         if self.prompt is not None and not self.prompt.strip():
@@ -41,7 +43,8 @@ def report(arguments: Sequence[str]) -> None:
     from t2i_rl.checkpoints import write_atomically
 
     read = [
-        pages.read(run, name, wanted.prompt) for run, name in zip(wanted.runs, pages.names_of(wanted.runs), strict=True)
+        pages.read(run, name, wanted.prompt, wanted.device)
+        for run, name in zip(wanted.runs, pages.names_of(wanted.runs), strict=True)
     ]
     out = wanted.out or wanted.runs[0] / pages.REPORT
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.benchmark import Benchmark, Metric, RewardScorer
-from eval.compare import OVERALL, Finished, compare, drawn, interval, read_run
+from eval import published
+from eval.benchmark import OVERALL, Benchmark, Metric, RewardScorer
+from eval.compare import Finished, compare, drawn, interval, read_run
 from eval.compare_table import as_csv, columns, latex, markdown
+from eval.images import Generation
 from eval.published import ROWS, rows_of
-from eval.runner import Generation, run
+from eval.runner import run
 from models.janus import JanusPolicy
 from t2i_rl.cli import main
 from t2i_rl.config import Sampling
@@ -78,7 +80,7 @@ def runs(policy: JanusPolicy, tmp_path: Path) -> list[Path]:
     prompts = tuple(Prompt(f"a photo of {name}", {"category": name[-1]}) for name in ("a ring", "a cross", "a ring."))
     benchmark = Benchmark("hps", prompts, 2, (Metric("hpsv2", "pixel", {"total": 100.0}),))
     for name, scale in (("a_1", 1.0), ("b_2", 6.0)):
-        source = Generation(policy, Sampling(scale), 0, "random", 4)
+        source = Generation(policy, Sampling(scale), 0, "random")
         run(benchmark, source, {"pixel": RewardScorer(ByPixel())}, tmp_path / name)
     return [tmp_path / "a_1", tmp_path / "b_2"]
 
@@ -95,7 +97,7 @@ def test_a_run_is_read_as_it_was_summarised(runs: list[Path]):
 
 def test_the_tables_hold_the_same_figures(runs: list[Path]):
     held = [read_run(path) for path in runs]
-    comparison, stated = compare(held, 50), rows_of("hps", ["hpsv2"])
+    comparison, stated = compare(held, 50), rows_of("hps", 3200, ["hpsv2"])
     lines = list(csv.DictReader(io.StringIO(as_csv(comparison, stated))))
     assert len(lines) == 3 * 4 + len(stated)
     text = markdown(comparison, stated).splitlines()
@@ -103,11 +105,15 @@ def test_the_tables_hold_the_same_figures(runs: list[Path]):
     for line in lines:
         if line["kind"] == "value" and line["category"] == OVERALL:
             assert any(line["run"] in row and f"{float(line['value']):.2f} [" in row for row in text)
+    assert r"{\scriptsize [" in latex(comparison)
     assert r"b\_2" in latex(comparison) and latex(comparison).count(r"\midrule") == 2
     assert latex(comparison, stated).count(r"\\") == 1 + 2 + 1 + len(stated)
 
 
-def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    assert main(["compare", *map(str, runs), "--published"]) == 2
+    assert "is of its 3200 prompts, but these runs have 3" in capsys.readouterr().err
+    monkeypatch.setitem(published.PROMPTS, "hps", 3)
     out = [tmp_path / f"table{suffix}" for suffix in (".md", ".tex", ".csv")]
     words = [*map(str, runs), "--published", "--draws", "20", "--out", *map(str, out)]
     assert main(["compare", *words]) == 0
@@ -133,5 +139,22 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
 
 
 def test_published_rows_say_where_they_are_from():
-    assert ROWS and all(row.paper and row.model and row.where and "published" in row.label for row in ROWS)
-    assert rows_of("geneval", ["score"]) == []
+    assert all(row.paper and row.model and row.source and row.source in row.label for row in ROWS)
+    assert all("unchecked" in row.source or len(row.figures) == 1 for row in ROWS)
+    with pytest.raises(UserError, match=r"no figure of drawbench is known .* geneval \(correct\) and hps \(hpsv2\)"):
+        rows_of("drawbench", 200, ["hpsv2"])
+
+
+def test_published_figures_stand_in_their_columns():
+    means = {tag: np.array([0.5, 0.25]) for tag in ("counting", "position", "colors")}
+    runs = [
+        Finished(name, {**SETTINGS, "benchmark": "geneval"}, {}, {"correct": means}, {"correct": "categories"})
+        for name in ("a", "b")
+    ]
+    head, _, *rows = (
+        line.split(" | ") for line in markdown(compare(runs, 5), rows_of("geneval", 553, ["correct"])).splitlines()
+    )
+    row = next(row for row in rows if "Janus-Pro-7B, base" in row[0])
+    assert dict(zip(head[1:], (one.rstrip(" |") for one in row[1:]), strict=True)) == {
+        "correct": "0.8", "counting": "0.59", "position": "0.79", "colors |": "0.9",
+    }  # fmt: skip

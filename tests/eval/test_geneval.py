@@ -9,7 +9,8 @@ import torch
 
 from eval import geneval
 from eval.geneval import GenEvalScorer
-from eval.runner import Generation, run
+from eval.images import Generation
+from eval.runner import run
 from models.janus import JanusPolicy
 from rewards.detectors.base import Detection
 from rewards.detectors.shapes import PaletteColours, ShapesDetector
@@ -32,7 +33,7 @@ def prompts() -> list[Prompt]:
 
 
 def judge(policy: JanusPolicy, prompts: list[Prompt], folder: Path, reward=None) -> dict:
-    source = Generation(policy, SAMPLING, 0, "random", batch=4)
+    source = Generation(policy, SAMPLING, 0, "random")
     scorers = {"geneval": GenEvalScorer(reward or ByPixel("strict"))}
     summary = run(geneval.benchmark(prompts, 2), source, scorers, folder, batch=4)
     assert summary is not None
@@ -65,10 +66,15 @@ def test_the_official_verdict_and_the_fraction_of_training(policy: JanusPolicy, 
     rows, records = lines(tmp_path / "scores/geneval.jsonl"), lines(tmp_path / "results.jsonl")
     reward = build("shapes")
     for image, row, record in zip(lines(tmp_path / "manifest.jsonl"), rows, records, strict=True):
-        from eval.runner import read_image
+        from eval.images import read_image
 
         scores = reward.score([read_image(tmp_path / image["file"])], [image["prompt"]], [image["metadata"]])
-        assert row["values"] == {"total": scores.total.item(), "strict": scores.parts["strict"].item()}
+        score = scores.total.item()
+        assert row["values"] == {
+            "correct": scores.parts["strict"].item(),
+            "strict": float(score == 1),
+            "score": score,
+        }
         assert record["correct"] == (not record["reason"])
     assert summary["metrics"]["score"]["overall"] >= summary["metrics"]["correct"]["overall"]
 
@@ -92,7 +98,7 @@ def test_reasons_are_the_benchmarks_own_and_detection_happens_once(policy: Janus
     detector = Crowd()
     summary = judge(policy, [Prompt("a circle", record)], tmp_path, GenEvalReward(detector, PaletteColours()))
     assert detector.calls == 1
-    assert summary["metrics"]["correct"]["overall"] == 1 and summary["metrics"]["score"]["overall"] == 0
+    assert {name: one["overall"] for name, one in summary["metrics"].items()} == {"correct": 1, "strict": 0, "score": 0}
     official = lines(tmp_path / "results.jsonl")
     assert [one["reason"] for one in official] == ["", ""]
     assert json.loads(official[0]["details"]) == {"circle": [[0, 0, 4, 4, 0.9]] * 2}

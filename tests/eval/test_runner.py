@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from eval.benchmark import Benchmark, Metric, RewardScorer
+from eval.images import Generation, Given
 from eval.manifest import Shard
-from eval.runner import Generation, Given, run
+from eval.runner import run
 from models.janus import JanusPolicy
 from rewards.errors import RewardError
 from t2i_rl.config import Sampling
@@ -26,7 +27,7 @@ def scorers(fail_after: int = 10**9) -> dict[str, RewardScorer]:
 
 
 def drawn(policy: JanusPolicy, folder: Path, seed: int = 0, batch: int = 4, fail_after: int = 10**9, **more):
-    source = Generation(policy, Sampling(3.0), seed, "random", batch)
+    source = Generation(policy, Sampling(3.0), seed, "random")
     return run(BENCHMARK, source, scorers(fail_after), folder, batch=batch, **more)
 
 
@@ -65,7 +66,7 @@ def test_a_killed_run_ends_with_the_same_summary(policy: JanusPolicy, tmp_path: 
 def test_two_processes_give_the_numbers_of_one(policy: JanusPolicy, tmp_path: Path):
     whole = drawn(policy, tmp_path / "one")
     assert drawn(policy, tmp_path / "two", shard=Shard(1, 2)) is None
-    assert {row["index"] for row in lines(tmp_path / "two/manifest.1.jsonl")} == {1}
+    assert {row["index"] for row in lines(tmp_path / "two/manifest.1.jsonl")} == {2}
     assert drawn(policy, tmp_path / "two", shard=Shard(0, 2)) == whole
     assert (tmp_path / "two/manifest.jsonl").read_text() == (tmp_path / "one/manifest.jsonl").read_text()
 
@@ -88,7 +89,7 @@ def test_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch):
 
 def test_drawing_and_judging_apart(policy: JanusPolicy, tmp_path: Path):
     whole = drawn(policy, tmp_path / "whole")
-    source = Generation(policy, Sampling(3.0), 0, "random", 4)
+    source = Generation(policy, Sampling(3.0), 0, "random")
     assert run(BENCHMARK, source, {}, tmp_path / "apart") is None
     assert not (tmp_path / "apart/summary.json").exists()
     given = run(BENCHMARK, Given(tmp_path / "apart"), scorers(), tmp_path / "judged")
@@ -101,7 +102,7 @@ def test_a_further_scorer_takes_the_images_that_are_there(policy: JanusPolicy, t
     drawn(policy, tmp_path)
     before = (tmp_path / "manifest.jsonl").read_text()
     more = Benchmark("small", PROMPTS, 2, (Metric("other", "other"),))
-    source = Generation(policy, Sampling(3.0), 0, "random", 4)
+    source = Generation(policy, Sampling(3.0), 0, "random")
     summary = run(more, source, {"other": RewardScorer(ByPixel(name="another"))}, tmp_path)
     assert summary["scorers"] == {"other": "another"} and (tmp_path / "manifest.jsonl").read_text() == before
 
@@ -112,7 +113,7 @@ def test_other_settings_need_another_folder(policy: JanusPolicy, tmp_path: Path)
     with pytest.raises(UserError, match="another seed"):
         drawn(policy, tmp_path, seed=1)
     with pytest.raises(UserError, match="holds scores by by pixel, now it is new"):
-        source = Generation(policy, Sampling(3.0), 0, "random", 4)
+        source = Generation(policy, Sampling(3.0), 0, "random")
         run(BENCHMARK, source, {"pixel": RewardScorer(ByPixel(name="new"))}, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -193,7 +194,19 @@ def test_counts_below_one(policy: JanusPolicy, tmp_path: Path):
 
 
 def test_a_figure_of_what_the_scorer_does_not_give(policy: JanusPolicy, tmp_path: Path):
-    source = Generation(policy, Sampling(3.0), 0, "random", 4)
+    source = Generation(policy, Sampling(3.0), 0, "random")
     wrong = Benchmark("small", PROMPTS, 1, (Metric("beauty", "pixel", {"beauty": 1.0}),))
     with pytest.raises(RewardError, match="gives no 'beauty'"):
         run(wrong, source, {"pixel": RewardScorer(ByPixel())}, tmp_path)
+
+
+def test_a_scorer_that_learns_its_name(policy: JanusPolicy, tmp_path: Path):
+    """A judge asks its endpoint for the model's name."""
+
+    class Learning(ByPixel):
+        def check(self, prompts, metadata) -> None:
+            self.name = "learnt"
+
+    source = Generation(policy, Sampling(3.0), 0, "random")
+    benchmark = Benchmark("small", PROMPTS, 2, (Metric("score", "pixel"),))
+    assert run(benchmark, source, {"pixel": RewardScorer(Learning())}, tmp_path)["scorers"] == {"pixel": "learnt"}

@@ -1,15 +1,17 @@
 """The client of reward servers: the same scores as in process, and patience with those that fail."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rewards.client import Patience, RemoteReward, parts
+from rewards.client import Fault, Patience, RemoteReward, first_of_two, parts
 from rewards.errors import RewardError
 from rewards.registry import build
 from rewards.reward import Reward, Scores, score_each, score_images
@@ -180,3 +182,38 @@ def test_an_image_that_the_scorer_fails_on_is_not_tried_again():
         assert torch.equal(scores.total, torch.tensor([0, 1, 2, 3, 0, 5, 6, 7]) / 255)
         with pytest.raises(RewardError, match=r'image 4 \("prompt 4"\) has no score: total is inf'):
             score_images(reward, IMAGES, PROMPTS, RECORDS)
+
+
+def test_a_slow_server_is_not_waited_for_if_another_may_be_asked():
+    go = threading.Event()
+    slow, quick = Brightness(lambda: go.wait(30)), Brightness()
+    with serving(slow) as one, serving(quick) as two:
+        reward = remote(one, two, patience=replace(QUICK, images=8, hedge=0.05))
+        reward.servers[1].in_flight += 1  # so that the slow one is asked first
+        scores = score_images(reward, IMAGES, PROMPTS, RECORDS)
+        go.set()
+    assert torch.equal(scores.total, torch.arange(8) / 255) and scores.faults == {"hedged": 1}
+    assert [server.in_flight for server in reward.servers] == [0, 1] and not any(one.failed for one in reward.servers)
+
+
+def test_who_succeeds_first_counts_and_only_two_faults_are_one():
+    async def after(seconds: float, answer: str | Fault) -> str:
+        await asyncio.sleep(seconds)
+        if isinstance(answer, Fault):
+            raise answer
+        return answer
+
+    def asked(*attempts: tuple[float, str | Fault]) -> tuple[str, int]:
+        told, waiting = list[int](), iter(attempts)
+        found = asyncio.run(first_of_two(lambda: after(*next(waiting)), 0.02, lambda: told.append(1)))
+        return found, len(told)
+
+    broken = Fault("server", "broken")
+    assert asked((0, "one")) == ("one", 0)
+    assert asked((30, "one"), (0, "two")) == ("two", 1)
+    assert asked((0.1, "one"), (0, broken)) == ("one", 1)
+    assert asked((0.1, broken), (0.2, "two")) == ("two", 1)
+    with pytest.raises(Fault, match="broken"):
+        asked((0, broken), (0, "two"))
+    with pytest.raises(Fault, match="the second"):
+        asked((0.1, broken), (0.2, Fault("server", "the second")))

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from rewards.endpoint import Endpoint, Token, UnansweredError
 from rewards.errors import RewardError
-from rewards.judge import Endpoint, Judge
-from rewards.judge_forms import FORMS, Token, UngradedError, expected_grade
+from rewards.judge import Judge
+from rewards.judge_forms import FORMS, expected_grade
 from rewards.patience import Patience
 from rewards.registry import RANGES, build
 from rewards.reward import score_each, score_images
@@ -106,9 +107,9 @@ def test_words_count_in_any_case_and_without_their_blank() -> None:
     tokens = [Token(token=token, logprob=math.log(0.25)) for token in (" good", "Good", "\u2581bad", "goodness")]
     found = expected_grade(words, tokens)
     assert (found.grade, found.mass) == pytest.approx((3.0, 0.75))
-    with pytest.raises(UngradedError, match=r"would not say any of good, bad, but one of 'the'"):
+    with pytest.raises(UnansweredError, match=r"would not say any of good, bad, but one of 'the'"):
         expected_grade(words, [Token(token="the", logprob=-0.1)])
-    with pytest.raises(UngradedError):
+    with pytest.raises(UnansweredError):
         expected_grade(words, [Token(token="good", logprob=math.nan)])
 
 
@@ -197,7 +198,7 @@ def test_a_token_is_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("T2I_RL_JUDGE", f"{address}/v1")
         monkeypatch.setenv("T2I_RL_JUDGE_TOKEN", "secret-123")
         reward = build("judge")
-        assert "secret" not in repr(reward.endpoint) + reward.name  # type: ignore[attr-defined]
+        assert "secret" not in repr(reward.chat.endpoint) + reward.name  # type: ignore[attr-defined]
         with pytest.raises(RewardError, match=r"refuses /models \(status 401\): 'wrong key \.\.\.'") as refused:
             reward.check(PROMPTS, [{}] * 3)
         assert "secret" not in str(refused.value)
@@ -227,9 +228,8 @@ def test_an_address_that_cannot_be_meant(address: str, monkeypatch: pytest.Monke
 
 
 def test_an_image_beyond_the_limit_is_not_sent() -> None:
-    with answering(endpoint(lambda _: says("Final Score: 3"))) as address:
-        scores = score_each(judge(address), [np.zeros((1, 2**22 + 1, 3), np.uint8)], ["x"], [{}])
-    assert "pixels is not sent" in scores.failures[0]
+    with pytest.raises(RewardError, match=r"pixels is not sent to a judge"):
+        judge(nobody()).score([np.zeros((1, 2**22 + 1, 3), np.uint8)], ["x"], [{}])
 
 
 def test_a_form_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from rewards.reward import score_images
 from tests.parity.golden import DEFAULT
 from tests.rewards.servers import serving
 from tests.rewards.tiny_clip import save_tiny_clip
+from tests.rewards.tiny_scorers import save_detector
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name.startswith("shapes")])
@@ -66,14 +67,21 @@ def test_mmdetection_asks_for_its_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("weights")
-def test_geneval_scores_the_same_over_http() -> None:
+def test_geneval_scores_the_same_over_http_and_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_RL_DETECTOR", str(save_detector(tmp_path / "detector.safetensors")))
     reward = build("geneval")
-    images = [np.full((8, 100, 3), level, dtype=np.uint8) for level in (0, 200)]
-    records = [{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}]}] * 2
-    scores = score_images(reward, images, ["a photo of a red dog"] * 2, records)
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (side, 48, 3), dtype=np.uint8) for side in (48, 48, 32)]
+    include = [{"class": "bottle", "count": count, "color": "green"} for count in (1, 4)]
+    asked = (["a photo"] * 3, [{"tag": "colors", "include": include}] * 3)
+    scores = score_images(reward, images, *asked)
+    assert scores.total.unique().numel() > 1
     with serving(reward, "geneval") as address:
-        served = score_images(build(f"geneval@{address}"), images, ["a photo of a red dog"] * 2, records)
+        served = score_images(build(f"geneval@{address}"), images, *asked)
     assert torch.equal(served.total, scores.total) and served.reasons == scores.reasons
+    assert torch.equal(served.parts["strict"], scores.parts["strict"])
+    alone = [score_images(reward, [image], asked[0][:1], asked[1][:1]).total for image in images]
+    torch.testing.assert_close(torch.cat(alone), scores.total)
 
 
 def test_every_range_goes_up_and_belongs_to_a_name() -> None:

@@ -2,23 +2,31 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rewards.colors import ClipColors
 from rewards.detectors.base import Subject
 from rewards.errors import RewardError
+from rewards.geneval import TAGS
 from rewards.registry import BUILDERS, build
 from rewards.reward import Scores
+from scripts.demo import RUN, SETTINGS
 from t2i_rl.cli import main
+from t2i_rl.commands.train import resolve
+from t2i_rl.config import TrainConfig, flat, override
+from t2i_rl.geneval_prompts import lines, training_records
+from t2i_rl.presets import PRESETS
+from t2i_rl.prompt_sets import place
 from tests.conftest import random_janus
-from tests.parity.golden import DEFAULT
 from tests.rewards.servers import serving
 from tests.rewards.tiny_clip import save_tiny_clip
+from tests.rewards.tiny_scorers import save_detector
 from tests.t2i_rl.small_runs import Brightness, train_words
 
 
@@ -54,7 +62,8 @@ def test_one_flag_moves_the_reward_to_servers(model: Path, tmp_path: Path, monke
 
 
 def test_the_demo_with_its_reward_served_is_the_same_run(tmp_path: Path):
-    """The shipped model, preset, prompts and reward of `make demo`, in little."""
+    """The shipped model, preset, prompts and reward of `make demo`, in little; the command is the same but one flag."""
+    assert resolve(["--model", "tiny", "--method", "cfg", "--out", str(RUN)]) == SETTINGS
     short = "--steps 1 --rollout.prompts-per-step 2 --rollout.group-size 4 --evaluation.images-per-tag 1"
 
     def demo(name: str, *more: str) -> Path:
@@ -103,56 +112,70 @@ def test_a_server_that_fails_on_some_images(
 
 
 def test_a_run_without_servers_ends_before_it_begins(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = train_words(
-        model, tmp_path / "run", "cfg", "--reward", "shapes@http://127.0.0.1:9", "--prompts", "shapes:train"
-    )
-    assert main(words) == 2
+    words = ["--reward", "shapes@http://127.0.0.1:9", "--prompts", "shapes:train", "--heldout", "shapes:heldout"]
+    assert main(train_words(model, tmp_path / "run", "cfg", *words)) == 2
     error = capsys.readouterr().err
     assert "no server of 'shapes' answers at http://127.0.0.1:9" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def geneval_prompts(path: Path) -> Path:
-    """Of what a random detector sees everywhere: counts, colours and places that some pictures have."""
-    mouse, bottle = {"class": "computer mouse", "count": 5}, {"class": "bottle", "count": 2}
-    records = [
-        {"tag": "counting", "include": [mouse], "exclude": [{"class": "computer mouse", "count": 6}]},
-        {"tag": "colors", "include": [{**mouse, "color": "red"}]},
-        {"tag": "color_attr", "include": [{**mouse, "color": "green"}, {**bottle, "color": "blue"}]},
-        {"tag": "position", "include": [bottle, {**mouse, "position": ["above", 0]}]},
-    ]
-    lines = [json.dumps({**record, "prompt": f"a photo of {number} rings"}) for number, record in enumerate(records)]
-    path.write_text("\n".join(lines))
-    return path
-
-
-def test_geneval_from_sampling_to_checkpoint(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Random networks of the released formats: a Janus, the detector, CLIP."""
-    weights = load_file(DEFAULT / "mask2former" / "weights.safetensors")
-    # Surer of its classes than random weights are, so that something passes GenEval's threshold.
-    sure = {name: 3 * value if ".cls_embed." in name else value for name, value in weights.items()}
-    save_file(sure, tmp_path / "detector.safetensors")
-    monkeypatch.setenv("T2I_RL_DETECTOR", str(tmp_path / "detector.safetensors"))
+@pytest.fixture
+def tiny_geneval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GenEval's two networks in little, and its prompts where `t2i-rl data make` puts them."""
+    monkeypatch.setenv("T2I_RL_DETECTOR", str(save_detector(tmp_path / "detector.safetensors")))
     monkeypatch.setenv("T2I_RL_CLIP", str(save_tiny_clip(tmp_path / "clip")))
-    classify, asked = ClipColors.classify, list[Subject]()
+    monkeypatch.setenv("T2I_RL_CACHE", str(tmp_path / "cache"))
+    assert main(["data", "make", "geneval"]) == 0
+    # Of the 80 classes, two that the random detector sees in some pictures and not in others.
+    seen = training_records(12, 4, ("baseball bat", "computer mouse"))
+    place("geneval-train").write_text("".join(lines(seen)))
+
+
+def hub_with_a_tiny_janus(folder: Path) -> Path:
+    """The hub's cache after a download of Janus-Pro-7B, were that a tiny model with as many tokens."""
+    repository = folder / "models--deepseek-community--Janus-Pro-7B"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123")
+    (repository / "snapshots").mkdir()
+    random_janus(grid=24).save(repository / "snapshots" / "0123")
+    return folder
+
+
+@pytest.mark.usefixtures("tiny_geneval")
+def test_the_users_own_line_from_sampling_to_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The paper's preset but for the device and the size: only the model, the detector and CLIP are other files."""
+    hub = hub_with_a_tiny_janus(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    asked, classify = list[Subject](), ClipColors.classify
 
     def watched(self: ClipColors, subjects: Sequence[Subject]) -> list[str]:
         asked.extend(subjects)
         return classify(self, subjects)
 
     monkeypatch.setattr(ClipColors, "classify", watched)
-    prompts = str(geneval_prompts(tmp_path / "geneval.jsonl"))
-    words = ["--reward", "geneval", "--prompts", prompts, "--heldout", prompts, "--steps", "2"]
-    words += ["--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--rollout.micro-batch", "2"]
-    assert main(train_words(model, tmp_path / "run", "cfg", *words)) == 0
-    untrained, *trained = rows(tmp_path / "run")
-    assert {"heldout/counting", "heldout/colors", "heldout/color_attr", "heldout/position"} <= untrained.keys()
-    assert {one.class_name for one in asked} == {"computer mouse", "bottle"}
-    for row in trained:
-        assert row["reward_std"] > 0 and row["grad_norm"] > 0 and 0 <= row["reward/strict"] <= row["reward"] <= 1
-    moved = load_file(tmp_path / "run" / "checkpoints" / "step-000002" / "model.safetensors")
-    before = load_file(model / "model.safetensors")
+    smaller = "--device cpu --steps 1 --rollout.prompts-per-step 6 --rollout.group-size 2 --rollout.micro-batch 3"
+    smaller += " --evaluation.images-per-tag 1"
+    words = ["train", "--model", "janus-pro-7b", "--method", "cfg"]
+    assert main([*words, *smaller.split()]) == 0
+    run = tmp_path / "runs" / "train"
+    paper, used = flat(PRESETS["janus-pro-7b-geneval-cfg"]), json.loads((run / "config.json").read_text())
+    changed = {name for name, value in flat(override(TrainConfig(), used, "run")).items() if value != paper[name]}
+    assert changed == {word.removeprefix("--").replace("-", "_") for word in smaller.split() if "--" in word}
+    untrained, trained = rows(run)
+    assert {f"heldout/{tag}" for tag in TAGS} < untrained.keys()
+    assert {one.class_name for one in asked} & {"baseball bat", "computer mouse"}
+    assert trained["reward_std"] > 0 and trained["grad_norm"] > 0 and 0 < trained["reward"] < 1
+    moved = load_file(run / "checkpoints" / "step-000001" / "model.safetensors")
+    before = load_file(next(hub.glob("*/snapshots/*/model.safetensors")))
     assert any(not torch.equal(value, before[name]) for name, value in moved.items())
+
+
+def test_a_copy_of_the_model_takes_the_papers_settings_by_their_name(model: Path):
+    """What points `--model` elsewhere: the preset is named, for a path has none."""
+    found = resolve(["--preset", "janus-pro-7b-geneval-cfg", "--model", str(model)])
+    assert found == replace(PRESETS["janus-pro-7b-geneval-cfg"], model=str(model))
 
 
 def test_geneval_without_its_networks_says_how_to_get_them(
@@ -161,8 +184,22 @@ def test_geneval_without_its_networks_says_how_to_get_them(
     monkeypatch.setenv("T2I_RL_DETECTOR", str(tmp_path / "absent.pth"))
     with pytest.raises(RewardError, match="absent"):
         build("geneval")
-    prompts = str(geneval_prompts(tmp_path / "geneval.jsonl"))
+    bus = {"prompt": "a bus", "tag": "single_object", "include": [{"class": "bus", "count": 1}]}
+    (tmp_path / "one.jsonl").write_text(json.dumps(bus))
+    prompts = str(tmp_path / "one.jsonl")
     words = ["--reward", "geneval", "--prompts", prompts, "--heldout", prompts]
     assert main(train_words(model, tmp_path / "run", "cfg", *words)) == 2
     error = capsys.readouterr().err
     assert "T2I_RL_DETECTOR" in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+    # What is wrong with the prompts is said first, for the networks may be a long download.
+    for wrong, says in (
+        ({**bus, "include": [{"class": "mouse", "count": 1}]}, "the detector does not know 'mouse' of include[0]"),
+        ({"prompt": "a bus"}, "the metadata lack the key 'tag'"),
+    ):
+        (tmp_path / "one.jsonl").write_text(json.dumps(wrong))
+        assert main(train_words(model, tmp_path / "run", "cfg", *words)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith('t2i-rl: prompt "a bus": ') and says in error and error.count("\n") == 1
+    (tmp_path / "one.jsonl").unlink()
+    assert main(train_words(model, tmp_path / "run", "cfg", *words)) == 2
+    assert "cannot read the prompts" in capsys.readouterr().err

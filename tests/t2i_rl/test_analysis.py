@@ -16,6 +16,7 @@ from t2i_rl.analysis import (
     coverage,
     edited,
     masks,
+    mean,
     mean_where,
     observe,
     paired,
@@ -62,18 +63,34 @@ def test_redrawing_with_the_same_noise_is_sampling(make: type[Policy], scale: fl
     torch.testing.assert_close(redraw(policy, condition, 2, sampling, noise), sampled.flatten(0, 1))
 
 
+@pytest.mark.parametrize("make", [random_janus, random_star])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_barred_token_becomes_another_and_those_before_stay(make: type[Policy], temperature: float):
+    policy, sampling = make(), Sampling(guidance_scale=2.0, temperature=temperature)
+    condition, tokens = policy.encode(["a red ring"]), policy.layout.tokens
+    noise = uniforms(4, 0, condition.prompts, [0], 2, tokens).flatten(0, 1)
+    before = redraw(policy, condition, 2, sampling, noise)
+    start = tokens // 2
+    barred = torch.full_like(before, -1)
+    barred[:, start : start + 3] = before[:, start : start + 3]
+    after = redraw(policy, condition, 2, sampling, noise, barred)
+    assert torch.equal(after[:, :start], before[:, :start])
+    assert (after != before)[:, start : start + 3].all()
+
+
 def test_an_edit_leaves_what_came_before_and_nothing_follows_the_last(policy: JanusPolicy):
-    found = edited(policy, SETTING, share=0.25)
+    found = edited(policy, SETTING, share=0.25, force=False)
     assert found.moved.keys() == {"early", "middle", "late"}
     assert all(values.shape == (3, 2) for values in found.moved.values())
     assert found.followed["late"].isnan().all() and not found.followed["early"].isnan().any()
-    assert all(values.min() >= 0 and values.max() <= 1 for values in found.replaced.values())
-    assert found.replaced["early"].mean() > 0 and found.moved["early"].mean() > 0
+    assert found.moved["early"].mean() > 0 and found.replaced["early"].mean() > 0
+    forced = edited(policy, SETTING, share=0.25, force=True)
+    assert all((values == 1).all() for values in forced.replaced.values())
     assert found.images.keys() == {"as drawn", "early", "middle", "late"}
     first = sample_group(policy, policy.encode(PROMPTS[:1]), 2, SAMPLING, Noise(3)).images(policy)[0]
     np.testing.assert_array_equal(found.images["as drawn"], first.permute(0, 2, 3, 1))
     # The last token's pixels, and those that its decoder blurs it into: the first rows stay as they were.
-    last = edited(policy, SETTING, share=1 / 16)
+    last = edited(policy, SETTING, share=1 / 16, force=False)
     assert (last.moved["late"] < last.moved["early"].max()).all()
 
 
@@ -134,6 +151,12 @@ def test_means_over_chosen_tokens():
     held = torch.tensor([[[True, False], [True, True]], [[False, False], [False, False]]])
     found = mean_where(values, held)
     assert found[0] == pytest.approx(8 / 3) and found[1].isnan()
+
+
+def test_means_have_a_standard_error():
+    found = mean(torch.tensor([1.0, 3.0, math.nan]))
+    assert (found.value, found.error) == (2.0, pytest.approx(1.0))
+    assert math.isnan(mean(torch.tensor([1.0])).error) and math.isnan(mean(torch.tensor([math.nan])).value)
 
 
 def test_paired_differences_and_their_verdict():

@@ -129,3 +129,10 @@ def test_the_command_line_refuses_them_too(capsys: pytest.CaptureFixture[str]):
     assert main(["train", *words.split(" ")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("t2i-rl: contrast-prompt has no effect: method grpo") and error.count("\n") == 1
+
+
+def test_the_help_says_where_methods_and_rewards_are_listed(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "t2i-rl methods lists them" in text and "docs/rewards.md lists them" in text

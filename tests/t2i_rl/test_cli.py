@@ -39,7 +39,7 @@ REFUSED = [
     ("eval geneval --tempo 3", "Unrecognized options: --tempo"),
     ("eval geneval --model huge", "unknown model 'huge'"),
     ("generate ring --top-p 3", "top-p is 3.0"),
-    ("heatmap", "Missing"),
+    ("heatmap", "the prompt is missing"),
     ("plan --model huge", "unknown model 'huge'"),
     ("plan --model tiny --gpus 0", "gpus is 0: it has to be at least 1"),
     ("check --model huge", "unknown model 'huge'"),

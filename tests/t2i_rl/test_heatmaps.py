@@ -132,8 +132,9 @@ def test_the_page_needs_nothing_else_and_holds_every_value(maps: TokenMaps):
     assert data["tokens"] == maps.tokens.tolist()
     for shown in data["maps"]:
         np.testing.assert_allclose(shown["values"], maps.maps[shown["name"]], rtol=1e-3)
-        low, high = shown["limits"]
-        assert low <= maps.maps[shown["name"]].min() and maps.maps[shown["name"]].max() <= high
+        (low, high), values = shown["limits"], maps.maps[shown["name"]]
+        assert [values.min() < low, values.max() > high] == shown["beyond"]
+        assert ((low <= values) & (values <= high)).mean() >= 0.95
 
 
 def test_a_prompt_cannot_break_out_of_the_page(maps: TokenMaps):
@@ -155,14 +156,33 @@ def test_layouts_of_several_maps_have_a_row_each(maps: TokenMaps, tmp_path: Path
 
 def test_the_panels_of_the_figure_line_up_and_their_number_is_bounded(maps: TokenMaps):
     layout = TokenLayout(maps=((1, 1),) * 12 + ((2, 2),), blocks=(1,) * 12 + (4,))
-    for shown, rows in ((maps, 3), (dataclasses.replace(maps, layout=layout), 13)):
+    few = -(-len(maps.maps) // COLUMNS)
+    for shown, rows, bands in ((maps, 3, few), (dataclasses.replace(maps, layout=layout), 13, 1)):
         figure = draw(shown)
         panels = [axes.get_position() for axes in figure.axes if axes.images]
-        bands = -(-len(shown.maps) // COLUMNS)
         assert len(panels) == rows * (len(shown.maps) + bands)
         assert len({round(box.y0, 4) for box in panels}) == rows * bands
         assert len({round(box.x0, 4) for box in panels}) == 1 + -(-len(shown.maps) // bands)
     assert rows > ROWS and "1 of 3 images" in figure.texts[1].get_text()
+
+
+def test_long_headings_stay_inside_the_figure_and_above_its_panels(maps: TokenMaps):
+    figure = draw(dataclasses.replace(maps, prompt="a photo of " + "rings and " * 40).only(["kl"]))
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    assert boxes[0].y0 >= boxes[1].y1 and boxes[1].y0 >= max(box.y1 for box in titles)
+
+
+def test_a_few_extreme_values_do_not_take_the_colours_of_the_others(maps: TokenMaps):
+    values = np.linspace(0, 1, 200, dtype=np.float32)
+    values[-1] = 50.0
+    low, high = LOOKS["kl"].limits(values)
+    assert low == 0 and 0.9 < high <= 1
+    reach = LOOKS["divergence"].limits(values)[1]
+    assert LOOKS["divergence"].limits(values) == (-reach, reach) and 0.9 < reach <= 1
+    rare = np.eye(1, 200, dtype=np.float32)  # so few that no share of the values shows them: then all of the range
+    assert LOOKS["kl"].limits(rare) == (0, 1) and LOOKS["divergence"].limits(rare) == (-1, 1)
 
 
 def test_constant_maps_have_a_scale():

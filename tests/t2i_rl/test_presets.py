@@ -12,7 +12,7 @@ from t2i_rl.commands.train import resolve
 from t2i_rl.config import TrainConfig, override, read_settings, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.methods import METHODS, find_method
-from t2i_rl.presets import BY_NAMES, PRESETS, find_preset, preset
+from t2i_rl.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
 from t2i_rl.variants import base_name
 
 FULL = [name for name in PRESETS if not name.startswith("tiny-")]
@@ -122,7 +122,20 @@ def test_a_reward_that_is_served_elsewhere_keeps_its_preset() -> None:
     served = "shapes@http://127.0.0.1:8100"
     assert preset("tiny", served, "cfg") == replace(preset("tiny", "shapes", "cfg"), reward=served)
     several = f"{served} hpsv2:0.5"
-    assert preset("tiny", several, "cfg") == TrainConfig(reward=several, method="cfg")
+    assert preset("tiny", several, "cfg") == replace(preset("tiny", "shapes", "cfg"), reward=several)
+
+
+def test_a_combination_without_a_preset_takes_the_nearest_of_its_model() -> None:
+    for reward, method, nearest in (
+        ("aesthetic", "cfg", "janus-pro-7b-geneval-cfg"),
+        ("hpsv2", "cfg", "janus-pro-7b-hps-cfg-released"),
+        ("hpsv2", "gspo", "janus-pro-7b-hps-cfg-released"),
+        (None, "critical", "janus-pro-7b-geneval-critical"),
+    ):
+        assert preset_name("janus-pro-7b", reward, method) == nearest
+        found = preset("janus-pro-7b", reward, method)
+        assert found.rollout == PRESETS[nearest].rollout and found.reward == (reward or PRESETS[nearest].reward)
+        assert base_name(found.method) == method
 
 
 def test_a_preset_that_is_not_there() -> None:

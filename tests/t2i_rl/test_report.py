@@ -136,9 +136,16 @@ def test_token_maps_can_be_drawn_with_the_newest_checkpoint(runs: list[Path], mo
     assert f"whole, step-{STEPS:06d}, against" in maps["“a photo of two crosses”"]
 
 
+def test_runs_with_other_numbers_of_images_are_told(runs: list[Path]):
+    one = report.read(runs[0], "one")
+    more = dataclasses.replace(one.config, evaluation=EvaluationConfig(images_per_tag=77))
+    images = one.config.evaluation.images_per_tag
+    assert f"over {images} or 77 images" in report.report([one, dataclasses.replace(one, config=more)])
+
+
 def test_what_is_no_run(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]):
     for words, says in (
-        ([], "Missing RUN"),
+        ([], "no run is named"),
         ([str(tmp_path)], "is not a run folder"),
         (list(map(str, runs)), "name it with --out"),
     ):
@@ -202,6 +209,8 @@ def test_pointing_at_a_token_in_a_browser(runs: list[Path]):
         found.gone = mark.style.display;
         slide(document.getElementById("opacity"), 0.25);
         found.opacity = canvas.style.opacity;
+        slide(document.getElementById("size"), 320);
+        found.size = canvas.clientWidth;
         document.getElementById("lines").click();
         found.lines = getComputedStyle(cell.querySelector(".grid")).display;
         [...document.querySelectorAll("#shown label")].at(-1).querySelector("input").click();
@@ -215,5 +224,5 @@ def test_pointing_at_a_token_in_a_browser(runs: list[Path]):
     where = f"image 1, token {token} (row 1, column 2), code {tokens[1, token]}"
     assert seen["readout"] == f"entropy, nats: {value}  ·  {where}"
     assert seen["mark"] == ["block", "50%", "25%", "25%"] and seen["gone"] == "none"
-    assert (seen["opacity"], seen["lines"]) == ("0.25", "none")
+    assert (seen["opacity"], seen["size"], seen["lines"]) == ("0.25", 320, "none")
     assert seen["hidden"] == 2 + 1  # of two images, and the colour bar

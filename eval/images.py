@@ -1,0 +1,221 @@
+"""Where the images of a benchmark are from: a policy draws them, or they lie in a folder already."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image, ImageOps
+
+from eval.benchmark import Benchmark
+from eval.layouts import PLAIN, Layout, metadata_path
+from eval.manifest import MANIFEST, SCORES, SETTINGS, Block, Key, Ledger, Row, digest, read_object
+from eval.progress import Stages
+from models.policy import Policy
+from rewards.pins import sha256
+from t2i_rl.config import Sampling
+from t2i_rl.errors import UserError
+from t2i_rl.generate import generate, save_image, save_metadata
+
+SHOWN = 3  # missing images that an error names
+
+
+class Source(Protocol):
+    """Where the images of a benchmark are from."""
+
+    def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
+        """What tells these images from others."""
+        ...
+
+    def provide(
+        self, benchmark: Benchmark, folder: Path, blocks: Sequence[Block], settings: str, stages: Stages, ledger: Ledger
+    ) -> None:
+        """Enter every image of the blocks that the ledger lacks; those of a block are drawn together."""
+        ...
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Images that a policy draws.
+
+    model: what the policy is called in the settings; weights: its checksums.
+    official: lay them out as the official tools do.
+    """
+
+    policy: Policy
+    sampling: Sampling
+    seed: int
+    model: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "float32"
+    official: bool = False
+
+    def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
+        return {
+            "model": self.model,
+            "weights": dict(self.weights),
+            "dtype": self.dtype,
+            "sampling": asdict(self.sampling),
+            "seed": self.seed,
+            "layout": self.layout(benchmark).name,
+        }
+
+    def layout(self, benchmark: Benchmark) -> Layout:
+        return benchmark.official if self.official and benchmark.official else benchmark.plain
+
+    def provide(
+        self, benchmark: Benchmark, folder: Path, blocks: Sequence[Block], settings: str, stages: Stages, ledger: Ledger
+    ) -> None:
+        """Draw what is missing. Raises UserError for an image that was entered and is lost or changed."""
+        held = ledger.rows()
+        for key in chain(*blocks):
+            if key in held:
+                _check_unchanged(folder / held[key]["file"], held[key]["sha256"])
+        layout, texts = self.layout(benchmark), [prompt.text for prompt in benchmark.prompts]
+        advance = stages("generating", sum(key not in held for key in chain(*blocks)))
+        for block in blocks:
+            left = {key for key in block if key not in held}
+            if not left:
+                continue
+            rows = list(dict.fromkeys(index for index, _ in block))  # all, so that what is drawn beside an image is too
+            for image in generate(
+                self.policy, texts, benchmark.images_per_prompt, self.sampling, self.seed, len(block), only=rows
+            ):
+                key = image.prompt, image.sample
+                if key not in left:
+                    continue
+                path = folder / layout.paths[key]
+                save_image(path, image.image)
+                if layout.name == PLAIN:
+                    save_metadata(folder, image.prompt, benchmark.prompts[image.prompt])
+                row = describe(benchmark, key, str(layout.paths[key]), sha256(path), self.seed, settings)
+                ledger.append([row])
+            advance(len(left))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images that are there already, in our layout or that of the benchmark's official tools.
+
+    missing_as_zero: an image that is missing or cannot be read scores 0, and is listed; else it ends the run.
+    """
+
+    folder: Path
+    missing_as_zero: bool = False
+
+    def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
+        """Images are told by their bytes; those of an evaluation of ours bring its settings along.
+
+        Raises UserError for images that are missing, too many, or of other prompts.
+        """
+        layout, found = self.find(benchmark)
+        self._check_number(benchmark, layout, found)
+        self._check_prompts(benchmark, layout, found)
+        drawn = self.folder / SETTINGS
+        return {
+            "images_sha256": digest([[*key, sha256(path)] for key, path in sorted(found.items())]),
+            "missing_as_zero": self.missing_as_zero,
+            "generated_with": read_object(drawn) if drawn.is_file() else None,
+        }
+
+    def find(self, benchmark: Benchmark) -> tuple[Layout, dict[Key, Path]]:
+        """The layout that has most of the images, and the images. Raises UserError for a folder without any."""
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} is no folder: give that of the images to judge")
+        layouts = [benchmark.plain, *([benchmark.official] if benchmark.official else [])]
+        layout, found = max(((one, one.find(self.folder)) for one in layouts), key=lambda pair: len(pair[1]))
+        if not found:
+            expected = " or ".join(str(next(iter(one.paths.values()))) for one in layouts)
+            raise UserError(f"{self.folder} holds no image of {benchmark.name}: it should hold {expected}, and so on")
+        return layout, found
+
+    def _check_number(self, benchmark: Benchmark, layout: Layout, found: Mapping[Key, Path]) -> None:
+        number = f"{benchmark.name} takes {benchmark.images_per_prompt} of each of {len(benchmark.prompts)} prompts"
+        further = layout.further(self.folder, found)
+        if further:
+            raise UserError(
+                f"{self.folder} has images that are not asked for, such as {further.relative_to(self.folder)} "
+                f"({number}): choose --images-per-prompt and --prompts as they were drawn, or remove them"
+            )
+        lost = [key for key in benchmark.keys if key not in found]
+        if lost and not self.missing_as_zero:
+            names = ", ".join(str(layout.paths[key]) for key in lost[:SHOWN])
+            more = ", ..." * (len(lost) > SHOWN)
+            raise UserError(
+                f"{self.folder} lacks {len(lost)} of {len(benchmark.keys)} images ({names}{more}; {number}): add them, "
+                "choose --images-per-prompt and --prompts as they were drawn, or let them score 0 with "
+                "--missing-as-zero"
+            )
+
+    def _check_prompts(self, benchmark: Benchmark, layout: Layout, found: Mapping[Key, Path]) -> None:
+        """Where a prompt is written beside its images, as GenEval does, it is the right one."""
+        for index in {index for index, _ in found} if layout.name == PLAIN else ():
+            written = self.folder / metadata_path(index)
+            if written.is_file() and (told := read_object(written).get("prompt")) != benchmark.prompts[index].text:
+                raise UserError(
+                    f'{written} is about "{told}", not about "{benchmark.prompts[index].text}": choose --prompts as '
+                    "they were drawn"
+                )
+
+    def provide(
+        self, benchmark: Benchmark, folder: Path, blocks: Sequence[Block], settings: str, stages: Stages, ledger: Ledger
+    ) -> None:
+        (_, found), held = self.find(benchmark), ledger.rows()
+        left = [key for key in chain(*blocks) if key not in held]
+        advance = stages("reading", len(left))
+        for key in left:
+            path = found.get(key)
+            readable = path is not None and _readable(path)
+            if path is not None and not readable and not self.missing_as_zero:
+                raise UserError(f"{path} cannot be read: replace it, or let it score 0 with --missing-as-zero")
+            file = str(path.resolve()) if path is not None and readable else None
+            checksum = sha256(path) if path is not None and readable else None
+            ledger.append([describe(benchmark, key, file, checksum, None, settings)])
+            advance(1)
+
+
+def describe(
+    benchmark: Benchmark, key: Key, file: str | None, checksum: str | None, seed: int | None, settings: str
+) -> Row:
+    """A line of the manifest. file: relative to the folder of the evaluation, or absolute; none: it is missing."""
+    prompt = benchmark.prompts[key[0]]
+    return {
+        "index": key[0],
+        "sample": key[1],
+        "category": benchmark.category(key[0]),
+        "prompt": prompt.text,
+        "metadata": dict(prompt.metadata),
+        "seed": seed,
+        "file": file,
+        "sha256": checksum,
+        "settings": settings,
+    }
+
+
+def read_image(path: Path) -> UInt8[ndarray, "H W 3"]:
+    """The pixels in RGB, upright. Raises UserError."""
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read: replace it, or remove its line from {MANIFEST}") from error
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_image(path)
+    except UserError:
+        return False
+    return True
+
+
+def _check_unchanged(path: Path, checksum: str) -> None:
+    if not path.is_file() or sha256(path) != checksum:
+        raise UserError(
+            f"{path} is in the manifest but cannot be read as it was written: remove its line from {MANIFEST} (and "
+            f"from the files in {SCORES}) to generate it again"
+        )
