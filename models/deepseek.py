@@ -212,6 +212,7 @@ def janus_config(path: Path, config: Mapping[str, Any], weights: Weights) -> Jan
         vq_config=vq_config,
         tie_word_embeddings=False,
         architectures=["JanusForConditionalGeneration"],
+        **({"prompt_style": config["prompt_style"]} if "prompt_style" in config else {}),
     )
 
 
@@ -222,7 +223,9 @@ def deepseek_config(config: Any) -> dict[str, Any]:
     """
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
     projector = {"projector_type": "mlp_gelu"}
+    style = {"prompt_style": config.prompt_style} if hasattr(config, "prompt_style") else {}  # ours: models/janus.py
     return {
+        **style,
         "architectures": ["MultiModalityCausalLM"],
         "model_type": MODEL_TYPE,
         "language_config": {

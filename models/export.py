@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from models.errors import ModelError
+from models.janus import JanusPolicy
 from models.janus_checkpoint import Format, JanusCheckpoint
 from models.lora import LoraPolicy
 from models.registry import family_of, load
@@ -19,6 +20,8 @@ def merge(source: str, folder: Path, dtype: torch.dtype, format: Format | None =
     policy = load(source, dtype)
     if not isinstance(policy, LoraPolicy):
         raise ModelError(f"{source} holds no adapters: there is nothing to merge")
+    if format is not None and not isinstance(policy.base, JanusPolicy):
+        raise ModelError(f"{source} adapts no Janus, and only Janus has two formats: leave out --format")
     if format is None:
         policy.merged().save(folder)
         return

@@ -1,6 +1,8 @@
 """Janus-Pro as a policy, on transformers' own `JanusForConditionalGeneration`.
 
-Prompt: `<|User|>: {prompt}`, a blank line, `<|Assistant|>:<begin_of_image>`. The unconditional branch is
+Prompt: `<|User|>: {prompt}`, a blank line, `<|Assistant|>:<begin_of_image>`; where the checkpoint's `config.json` has
+`"prompt_style": "plain"`, the roles are `User` and `Assistant`, as T2I-R1 and both papers' releases train (one of them
+then samples with the others). The unconditional branch is
 a row of the same length whose positions between BOS and begin-of-image are PAD, all visible. Prompts of
 different lengths are left-padded; what padding adds is hidden by length, never by token id, and positions
 count real tokens only, so a prompt's logits are those it has alone.
@@ -21,11 +23,12 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.utils import logging
 
 from models import llama
+from models.errors import ModelError
 from models.janus_checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoint, save_deepseek
 from models.packed import packed
 from models.policy import Condition, TokenLayout
 
-TEMPLATE = "<|User|>: {prompt}\n\n<|Assistant|>:" + BEGIN_OF_IMAGE
+ROLES = {"pro": ("<|User|>", "<|Assistant|>"), "plain": ("User", "Assistant")}  # by prompt style
 DEFAULT_GUIDANCE = 5.0  # of the official demo
 DECODE_BATCH = 32  # images per pass of the pixel decoder
 
@@ -63,6 +66,11 @@ class JanusPolicy:
         side = cast(JanusVQVAEConfig, model.config.vq_config).num_patches
         self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
         self.default_guidance = model.generation_config.guidance_scale or DEFAULT_GUIDANCE
+        self.prompt_style = getattr(model.config, "prompt_style", "pro")
+        if self.prompt_style not in ROLES:
+            raise ModelError(
+                f"config.json has the prompt_style {self.prompt_style!r}: choose one of {', '.join(ROLES)}"
+            )
         self.gradient_checkpointing = False
 
     @classmethod
@@ -99,7 +107,8 @@ class JanusPolicy:
         return condition_from_ids(tuple(prompts), [rows, null_rows], self.tokenizer.pad_token_id, self.device)
 
     def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        texts = [TEMPLATE.format(prompt=prompt.strip()) for prompt in prompts]
+        user, assistant = ROLES[self.prompt_style]
+        texts = [f"{user}: {prompt.strip()}\n\n{assistant}:{BEGIN_OF_IMAGE}" for prompt in prompts]
         # Whether a tokenizer adds BOS itself depends on its files and on who reads them, so it is not asked to.
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [[self.tokenizer.bos_token_id, *row] for row in rows]

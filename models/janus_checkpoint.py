@@ -8,7 +8,7 @@ The understanding tower is kept when the weights have it and left out when they 
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,6 +31,7 @@ from models import deepseek
 from models.checkpoint import Weights, in_memory, locate, open_weights, read_json, write_weights
 from models.errors import ModelError
 from models.tensors import check_tensors, read_tensors
+from models.vq import count_numbered
 
 Format = Literal["deepseek", "transformers"]
 LEFT_OVER = "deepseek_only.safetensors"  # in transformers' format: what only DeepSeek's has a place for
@@ -41,6 +42,8 @@ SHARED_FILES = (*TOKENIZER_FILES, "special_tokens_map.json", "generation_config.
 OWN_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 UNDERSTANDING = ("vision_model.", "aligner.", "model.vision_model.", "model.aligner.")  # in either format
 PIXELS = "model.vqmodel."
+LAYERS = "model.language_model.layers."
+ATTENTION = {"attn_implementation", "_attn_implementation"}  # of a config: may name a hub's kernel, which is code
 TEXT_HEAD, TEXT_EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
 
@@ -85,7 +88,7 @@ class JanusCheckpoint:
                 sizes = deepseek.janus_config(path, config, weights)
             else:
                 check_grid(path, config)
-                sizes = JanusConfig.from_dict(config)
+                sizes = JanusConfig.from_dict({name: config[name] for name in config.keys() - ATTENTION})
                 # A text head of its own is one, whatever the config says.
                 sizes.tie_word_embeddings = sizes.tie_word_embeddings and TEXT_HEAD not in weights
             wanted = on_meta(sizes, tower).state_dict()
@@ -94,10 +97,12 @@ class JanusCheckpoint:
             raise ModelError(f"{path} does not describe a Janus ({reason}): copy the checkpoint again") from error
         if family == deepseek.MODEL_TYPE:
             weights, left = deepseek.to_transformers(weights, wanted)
+            check_depth(folder, map(deepseek.transformers_name, left), sizes)
             check_tensors(folder, weights, wanted, deepseek.deepseek_name)
             return cls(folder, "deepseek", sizes, tower, weights, left)
         if sizes.tie_word_embeddings:
             del wanted[TEXT_HEAD]
+        check_depth(folder, weights, sizes)
         check_tensors(folder, weights, wanted)
         if (folder / LEFT_OVER).is_file():
             left = in_memory(read_tensors(folder / LEFT_OVER))
@@ -191,6 +196,18 @@ def save_deepseek(folder: Path, model: JanusForConditionalGeneration, parts: Dee
     write_weights(folder, {**weights, **in_memory(parts.tensors)})
     for name, content in parts.files.items():
         (folder / name).write_bytes(content)
+
+
+def check_depth(folder: Path, names: Iterable[str | None], config: JanusConfig) -> None:
+    """No tensor is of a layer behind the config's last. Raises ModelError: the model would lack its end in silence.
+
+    names: in transformers' naming.
+    """
+    found, said = count_numbered(filter(None, names), LAYERS), cast(LlamaConfig, config.text_config).num_hidden_layers
+    if found > said:
+        raise ModelError(
+            f"{folder} has weights of {found} layers, but its config.json says {said}: copy config and weights again"
+        )
 
 
 def check_grid(path: Path, config: Mapping[str, Any]) -> None:

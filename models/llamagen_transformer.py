@@ -158,17 +158,20 @@ def _empty(
     else:
         kv_width = shape("layers.0.self_attn.k_proj.weight")[0]
     found = count_numbered(weights, "layers." if naming == "original" else "model.layers.")
+    layers = setting(config, ("n_layer", "num_hidden_layers"), found, where)
+    if found > layers:
+        raise ModelError(f"{where} has {found} layers, but its config.json says {layers}: set n_layer to {found}")
     llama = LlamaConfig(
         vocab_size=codes,
         hidden_size=width,
         intermediate_size=shape("layers.0.feed_forward.w1.weight")[0],
-        num_hidden_layers=setting(config, ("n_layer", "num_hidden_layers"), found, where),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=max(1, kv_width // head),
-        rms_norm_eps=float(config.get("norm_eps") or config.get("rms_norm_eps") or 1e-5),
+        rms_norm_eps=real(config, ("norm_eps", "rms_norm_eps"), 1e-5, where),
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": float(config.get("rope_base") or config.get("rope_theta") or 10000),
+            "rope_theta": real(config, ("rope_base", "rope_theta"), 10000.0, where),
         },
     )
     return LlamaGenTransformer(llama, caption_width, rows, naming)
@@ -182,6 +185,17 @@ def setting(config: Mapping[str, Any], names: tuple[str, ...], default: int, whe
             raise ModelError(f"the config.json of {where} has {name} {value!r}: it has to be a whole number above 0")
         if name in config:
             return value
+    return default
+
+
+def real(config: Mapping[str, Any], names: tuple[str, ...], default: float, where: Path) -> float:
+    """A number above 0 under the first of the names that the config gives a value. Raises ModelError."""
+    for name in names:
+        value = config.get(name)
+        if value is not None:
+            if type(value) not in (int, float) or not value > 0:
+                raise ModelError(f"the config.json of {where} has {name} {value!r}: it has to be a number above 0")
+            return float(value)
     return default
 
 

@@ -25,8 +25,14 @@ from models.tensors import check_no_others, check_tensors, read_tensors
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What peft can do besides, and what stands for not doing it: such adapters are refused.
 VARIANTS = {"bias": "none"} | dict.fromkeys(
-    ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save"), None
+    (
+        *("use_rslora", "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "rank_pattern"),
+        *("alpha_pattern", "modules_to_save", "alora_invocation_tokens", "arrow_config", "kasa_config"),
+    ),
+    None,
 )
+# Ways to begin that change the base's weights, so that the adapters do not belong to the base as it is.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class LoraPolicy:
@@ -159,6 +165,9 @@ def attach(base: Policy, folder: Path) -> LoraPolicy:
     for key, without in VARIANTS.items():
         if config.get(key) and config[key] != without:
             raise ModelError(f"{path} has {key} {config[key]!r}: only plain LoRA is known, so merge it with peft first")
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.startswith(CHANGES_BASE):
+        raise ModelError(f"{path} has init_lora_weights {begun!r}, which changed the base: merge it with peft first")
     rank, alpha, said = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if config.get("peft_type") != "LORA" or type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise ModelError(f"{path} describes no LoRA with r and lora_alpha: copy the adapter again")

@@ -22,9 +22,14 @@ def load_encoder(kind: type[Encoder], folder: Path, dtype: torch.dtype, device: 
     pretrained: Any = kind.from_pretrained  # typed for a call without a report
     try:
         encoder, report = pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",  # a config may name a hub's kernel, which is code
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"the text encoder in {folder} cannot be read ({reason}): copy it again") from error
     finally:

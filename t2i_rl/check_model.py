@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from models.architectures import architecture
-from models.janus import JanusPolicy
+from models.janus import ROLES, JanusPolicy
 from models.janus_checkpoint import BEGIN_OF_IMAGE
 from models.llamagen import LlamaGenPolicy
 from models.lora import LoraPolicy
@@ -109,7 +109,7 @@ def janus_prompts(policy: JanusPolicy) -> Finding:
             "the row does not begin with one BOS": row[0] == bos and row.count(bos) == 1,
             f"the row does not end with {BEGIN_OF_IMAGE}": row[-1] == image and row.count(image) == 1,
             "the prompt is not read word by word": PROMPTS[0].replace(" ", "") in text.replace(" ", ""),
-            "the roles are missing": "<|User|>:" in text.replace(" ", "") and "<|Assistant|>:" in text.replace(" ", ""),
+            "the roles are missing": all(f"{role}:" in text.replace(" ", "") for role in ROLES[policy.prompt_style]),
             "the unconditional row is not BOS, PAD, begin-of-image": null == [bos, *[pad] * (len(row) - 2), image],
         }.items()
         if not holds

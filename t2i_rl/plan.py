@@ -144,7 +144,10 @@ def adapter_entries(model: Architecture) -> int:
 
 def report(model: Architecture, plan: PlanConfig) -> list[str]:
     """The lines to print."""
-    lines = [f"{plan.model}, {plan.gpus} GPU(s) of {plan.memory_gb:g} GB, {plan.dtype}", "", "parameters, millions"]
+    lines = [f"{plan.model}, {plan.gpus} GPU(s) of {plan.memory_gb:g} GB, {plan.dtype}"]
+    if plan.gpus > 1:
+        lines.append("as if what is trained were sharded over them: t2i-rl train runs on one GPU for now")
+    lines += ["", "parameters, millions"]
     lines += [f"  {name:<28}{count(modules) / 1e6:>10,.1f}" for name, modules in model.parts.items()]
     trained = plan.lora_rank * adapter_entries(model) or model.trained
     lines += [f"  {'trained':<28}{trained / 1e6:>10,.1f}", "", "memory per GPU, GB"]

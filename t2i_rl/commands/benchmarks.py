@@ -18,7 +18,7 @@ from t2i_rl.errors import UserError
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark, Scorer
     from eval.compbench.benchmark import Models
-    from eval.prompt_set import Description
+    from eval.description import Description
 
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
@@ -233,7 +233,7 @@ class EvalFile(Evaluating):
 
     @cached_property
     def description(self) -> Description:
-        from eval.prompt_set import read
+        from eval.description import read
 
         return read(self.file, self.images_per_prompt)
 
@@ -244,7 +244,7 @@ class EvalFile(Evaluating):
         named = build_scorers({terms(one)[0].name: one for one in self.description.scorers}, self.device)
         if not self.description.questions:
             return named
-        from eval.prompt_set import QUESTIONS
+        from eval.description import QUESTIONS
         from eval.questions import VARIABLE, QuestionScorer
         from rewards.endpoint import Endpoint
 

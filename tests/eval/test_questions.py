@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.prompt_set import read
+from eval.description import read
 from eval.questions import Question, QuestionScorer
 from rewards.endpoint import Endpoint
 from rewards.errors import RewardError

@@ -1,5 +1,6 @@
 """Janus as a policy: what batching, caching, saving and freezing must not change."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from models import janus
+from models.errors import ModelError
+from models.export import convert
 from models.janus import JanusPolicy
 from tests.conftest import random_janus
 
@@ -128,6 +131,30 @@ def test_save_and_load_give_the_same_logits(policy: JanusPolicy, tmp_path: Path)
     tokens = tokens_of(policy, len(PROMPTS))
     assert loaded.layout == policy.layout
     assert torch.equal(forced_logits(loaded, PROMPTS, tokens), forced_logits(policy, PROMPTS, tokens))
+
+
+def test_the_checkpoint_may_ask_for_plain_roles(policy: JanusPolicy, tmp_path: Path) -> None:
+    path, again = tmp_path / "one", tmp_path / "two"
+    policy.save(path)
+    config = json.loads((path / "config.json").read_text())
+
+    def read(style: str) -> JanusPolicy:
+        (path / "config.json").write_text(json.dumps({**config, "prompt_style": style}))
+        return JanusPolicy.load(path)
+
+    plain = read("plain")
+    plain.save(again)
+    for name in ("three", "four"):
+        (tmp_path / name).mkdir()
+    convert(str(again), tmp_path / "three", "deepseek")
+    convert(str(tmp_path / "three"), tmp_path / "four", "transformers")
+    expected = "User: a ring\n\nAssistant:<begin_of_image>"
+    for known in (plain, *(JanusPolicy.load(tmp_path / name) for name in ("two", "three", "four"))):
+        row = known.encode([" a ring "]).tensors["ids"][0, 0]
+        assert row[1:].tolist() == known.tokenizer(expected, add_special_tokens=False)["input_ids"]
+    assert policy.encode(["a ring"]).tensors["ids"][0, 0].tolist() != row.tolist()
+    with pytest.raises(ModelError, match=r"prompt_style 'chat': choose one of pro, plain"):
+        read("chat")
 
 
 def test_the_reference_shares_what_is_frozen_and_nothing_else(policy: JanusPolicy) -> None:

@@ -316,6 +316,13 @@ def other_codes(folder: Path) -> None:
     path.write_text(json.dumps(config))
 
 
+def one_layer(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["language_config"]["num_hidden_layers"] = 1
+    path.write_text(json.dumps(config))
+
+
 REFUSED: dict[str, tuple[Damage, str]] = {
     "a missing key": (drop("gen_head.vision_head.bias"), "lacks 1 weights, such as gen_head.vision_head.bias"),
     "a missing fused key": (
@@ -327,6 +334,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         other_codes,
         "embedding.weight is (32, 8), but by config and other weights it should be (31, 8)",
     ),
+    "fewer layers than there are": (one_layer, "has weights of 2 layers, but its config.json says 1"),
     "torn safetensors": (cut, "model.safetensors is torn"),
     "a torn torch file": (cut_bin, "pytorch_model.bin is torn"),
     "a lost shard": (lose_a_shard, "pytorch_model-00002-of-00002.bin does not exist"),
@@ -354,6 +362,22 @@ def test_what_is_not_whole_is_refused_with_one_sentence(folder: Path, case: str)
     assert sentence in str(caught.value)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
     assert not (folder / "executed").exists()
+
+
+def test_fewer_layers_in_the_other_format(tmp_path: Path) -> None:
+    random_janus().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"has weights of 2 layers, but its config\.json says 1"):
+        JanusPolicy.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_a_kernel_that_a_config_names_is_not_fetched(tmp_path: Path, name: str) -> None:
+    random_janus().save(tmp_path)
+    configure(**{name: "owner/kernel"})(tmp_path)
+    assert JanusPolicy.load(tmp_path).model.config._attn_implementation != "owner/kernel"
 
 
 def test_a_tokenizer_of_another_model(folder: Path) -> None:

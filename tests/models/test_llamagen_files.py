@@ -227,6 +227,14 @@ def heads_in_words(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"n_head": "two"}))
 
 
+def fewer_layers(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"n_layer": 1}))
+
+
+def epsilon_in_words(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"norm_eps": "small"}))
+
+
 def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
@@ -272,6 +280,8 @@ def broken_index(folder: Path) -> None:
         (no_square, r"block_size 15: it has to be a square number"),
         (odd_heads, r"a width of 128 does not divide into 3 heads"),
         (heads_in_words, r"n_head 'two': it has to be a whole number"),
+        (fewer_layers, rf"{RELEASED} has 2 layers, but its config.json says 1: set n_layer to 2"),
+        (epsilon_in_words, r"norm_eps 'small': it has to be a number above 0"),
         (broken_config, r"config.json is not JSON"),
         (no_interval, r"cfg_interval 'all': it has to be a whole number from -1"),
         (no_choice, r"clean_captions 'no': it has to be true or false"),

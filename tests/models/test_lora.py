@@ -86,6 +86,15 @@ def test_saved_adapters_and_merged_weights_are_the_same_policy(base: Path, tmp_p
     torch.testing.assert_close(scores(merged), scores(policy), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("base", ["llamagen"], indirect=True)
+def test_only_janus_has_another_format(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shaken(base).save(tmp_path / "adapters")
+    words = ["export", "--model", str(tmp_path / "adapters"), "--out", str(tmp_path / "out"), "--format", "deepseek"]
+    assert main(words) == 2
+    assert "adapters adapts no Janus, and only Janus has two formats" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("base", ["janus"], indirect=True)
 class TestOnJanus:
     def test_targets_choose_the_layers(self, base: Path):
@@ -128,6 +137,8 @@ class TestOnJanus:
             ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
             ({"base_model_name_or_path": "nowhere"}, "needs its base nowhere: unknown model"),
             ({"use_dora": True}, "use_dora True: only plain LoRA"),
+            ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens \[3\]: only plain LoRA"),
+            ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4', which changed the base"),
             ({"r": 0}, "describes no LoRA"),
             ({"r": 3}, r"lora_A.weight is \(2, 32\), but .* \(3, 32\)"),
             ({"target_modules": ["q_proj"]}, "weights that this model has no place for"),

@@ -1,5 +1,6 @@
 """Caption features: what is asked of the encoder, and what is kept of it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ def test_an_encoder_that_lacks_weights(folder: Path, tmp_path: Path) -> None:
     save_file(weights, tmp_path / "t5" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"do not fit: encoder.block.1.layer.0.SelfAttention.q.weight is missing"):
         TextFeatures(tmp_path / "t5", max_tokens=8, cache=tmp_path)(CAPTIONS)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_a_kernel_that_a_config_names_is_not_fetched(tmp_path: Path, name: str) -> None:
+    save_text_encoder(tmp_path / "t5")
+    path = tmp_path / "t5" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: "owner/kernel"}))
+    features = TextFeatures(tmp_path / "t5", max_tokens=8, cache=tmp_path)
+    assert features.encoder.config._attn_implementation == "sdpa"
 
 
 def test_a_torn_encoder(folder: Path, tmp_path: Path) -> None:
