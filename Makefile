@@ -1,6 +1,8 @@
 # Everything runs in .venv, which each target sets up on a machine with only python3 and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test processes, one thread each.
+WORKERS ?= 2
 INSTALLED := .venv/.installed
 
 .PHONY: setup demo test lint format
@@ -17,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
