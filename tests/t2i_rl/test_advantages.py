@@ -77,7 +77,7 @@ def test_zero_variance_by_group() -> None:
     assert zero_variance(torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.1]])).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("function", [advantages, zero_variance, win_rates, *SCALES[3:]], ids=str)
+@pytest.mark.parametrize("function", [advantages, zero_variance, win_rates, *SCALES[3:]])
 def test_a_group_of_one_is_refused(function) -> None:
     with pytest.raises(ValueError, match="at least 2 images"):
         function(torch.zeros(3, 1))
