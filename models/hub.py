@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.file_download import repo_folder_name
 
 from models.errors import ModelError
 
@@ -12,6 +13,7 @@ from models.errors import ModelError
 def fetch(source: str | Path, patterns: Sequence[str] = ("*",)) -> Path:
     """A local file or folder as it is; else `owner/name` or `owner/name/file` of the hub, downloaded once.
 
+    A repository stays at the revision that was downloaded first, so that a resumed run has the reference it began with.
     patterns: which files of a whole repository are wanted. Raises ModelError for what is neither here nor there.
     """
     if Path(source).exists():
@@ -22,11 +24,18 @@ def fetch(source: str | Path, patterns: Sequence[str] = ("*",)) -> Path:
     repository, file = found.groups()
     try:
         if file is not None:
-            return Path(hf_hub_download(repository, file))
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+            return Path(hf_hub_download(repository, file, revision=seen_revision(repository)))
+        return Path(snapshot_download(repository, revision=seen_revision(repository), allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{source} is neither a path here, nor in {constants.HF_HUB_CACHE}, nor can it be had from the hub: run "
             f"`hf download {repository}` where there is a connection and give the path ({reason})"
         ) from error
+
+
+def seen_revision(repository: str) -> str | None:
+    """The commit at which the hub's cache holds a repository; None where it does not."""
+    ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "refs" / "main"
+    commit = ref.read_text().strip() if ref.is_file() else ""
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
