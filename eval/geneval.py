@@ -50,7 +50,7 @@ class _DetectOnce:
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        self.name, self.min_score = detector.name, detector.min_score
+        self.name, self.classes, self.min_score = detector.name, detector.classes, detector.min_score
         self.images: Sequence[UInt8[ndarray, "H W 3"]] | None = None
         self.found: list[dict[str, list[Detection]]] = []
 

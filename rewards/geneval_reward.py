@@ -99,7 +99,7 @@ class GenEvalReward:
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
         for prompt, record in zip(prompts, metadata, strict=True):
-            check_metadata(prompt, record)
+            check_metadata(prompt, record, self.detector.classes)
 
     def score(
         self,

@@ -30,10 +30,12 @@ class Detector(Protocol):
     """Finds objects in RGB images.
 
     name: says which weights it has: reported figures carry it.
+    classes: the objects that it can find.
     min_score: only detections that score more are returned; no threshold of the rules may be lower.
     """
 
     name: str
+    classes: tuple[str, ...]
     min_score: float
 
     def detect(self, images: Sequence[UInt8[ndarray, "H W 3"]]) -> list[dict[str, list[Detection]]]:

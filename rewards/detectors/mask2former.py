@@ -142,6 +142,8 @@ def _boxes(masks: Bool[Tensor, "n H W"]) -> Float[Tensor, "n 4"]:
 class Mask2FormerDetector:
     """Detects COCO's classes by GenEval's names; images of one size share a pass."""
 
+    classes = CLASSES
+
     def __init__(
         self,
         model: Mask2FormerForUniversalSegmentation,

@@ -38,6 +38,8 @@ CONFIG = ".mim/configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coc
 class MmdetDetector:
     """Detects COCO's classes by GenEval's names, image by image."""
 
+    classes = CLASSES
+
     def __init__(self, model: Any, name: str, min_score: float = 0.3, swap_red_blue: bool = False) -> None:
         self.model = model
         self.name = name + (", red and blue swapped" if swap_red_blue else "")

@@ -82,7 +82,7 @@ def test_the_official_verdict_and_the_fraction_of_training(policy: JanusPolicy, 
 class Crowd:
     """Two circles, of which one is wanted: right by the benchmark's rules, wrong by training's."""
 
-    name, min_score = "crowd", 0.3
+    name, classes, min_score = "crowd", ("circle",), 0.3
 
     def __init__(self) -> None:
         self.calls = 0

@@ -147,7 +147,7 @@ def test_every_prompt_is_a_geneval_record_of_things_that_the_detector_knows() ->
             assert item.get("color", COLORS[0]) in COLORS
 
 
-GOOD: dict[str, Any] = {"tag": "position", "include": [{"class": "dog", "count": 1}]}
+GOOD: dict[str, Any] = {"tag": "position", "include": [{"class": "ring", "count": 1}]}
 
 
 @pytest.mark.parametrize(
@@ -158,18 +158,19 @@ GOOD: dict[str, Any] = {"tag": "position", "include": [{"class": "dog", "count":
         (GOOD | {"tag": "spatial"}, "unknown tag 'spatial': choose one of single_object"),
         (GOOD | {"include": []}, "'include' is empty"),
         (GOOD | {"include": 3}, "'include' is 3: give a list"),
-        (GOOD | {"include": ["dog"]}, r"include\[0\] is 'dog': every entry is an object"),
-        (GOOD | {"include": [{"class": ["dog"], "count": 1}]}, r"'class' of include\[0\] is \['dog'\]"),
+        (GOOD | {"include": ["ring"]}, r"include\[0\] is 'ring': every entry is an object"),
+        (GOOD | {"include": [{"class": ["ring"], "count": 1}]}, r"'class' of include\[0\] is \['ring'\]"),
         (GOOD | {"exclude": None}, "'exclude' is None: give a list"),
         (GOOD | {"include": [{"count": 1}]}, r"include\[0\] lacks the key 'class'"),
-        (GOOD | {"include": [{"class": "dog"}]}, r"include\[0\] lacks the key 'count'"),
-        (GOOD | {"exclude": [{"class": "dog"}]}, r"exclude\[0\] lacks the key 'count'"),
-        (GOOD | {"include": [{"class": "dog", "count": 0}]}, r"'count' of include\[0\] is 0"),
-        (GOOD | {"include": [{"class": "dog", "count": 1, "color": "mauve"}]}, "unknown 'color' 'mauve'"),
-        (GOOD | {"include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}, "index of an earlier entry"),
-        (GOOD | {"include": [{"class": "dog", "count": 1, "position": "above"}]}, "index of an earlier entry"),
+        (GOOD | {"include": [{"class": "ring"}]}, r"include\[0\] lacks the key 'count'"),
+        (GOOD | {"exclude": [{"class": "ring"}]}, r"exclude\[0\] lacks the key 'count'"),
+        (GOOD | {"include": [{"class": "ring", "count": 0}]}, r"'count' of include\[0\] is 0"),
+        (GOOD | {"include": [{"class": "ring", "count": 1, "color": "mauve"}]}, "unknown 'color' 'mauve'"),
+        (GOOD | {"include": [{"class": "ring", "count": 1, "position": ["above", 0]}]}, "index of an earlier entry"),
+        (GOOD | {"include": [{"class": "ring", "count": 1, "position": "above"}]}, "index of an earlier entry"),
+        (GOOD | {"include": [{"class": "dog", "count": 1}]}, "the detector does not know 'dog' of include"),
     ],
 )
 def test_metadata_that_cannot_be_judged_are_refused(record: dict, complaint: str) -> None:
-    with pytest.raises(RewardError, match=f'^prompt "a photo of a dog": .*{complaint}'):
-        score_images(registry.build("shapes"), [render([])], ["a photo of a dog"], [record])
+    with pytest.raises(RewardError, match=f'^prompt "a photo of a ring": .*{complaint}'):
+        score_images(registry.build("shapes"), [render([])], ["a photo of a ring"], [record])

@@ -39,7 +39,7 @@ SETTING = Setting(PROMPTS, 2, SAMPLING, seed=3, at_once=2)
 class LeftHalf:
     """Finds one object: the left half of every image."""
 
-    name, min_score = "left half", 0.0
+    name, classes, min_score = "left half", ("half",), 0.0
 
     def detect(self, images: Sequence[np.ndarray]) -> list[dict[str, list[Detection]]]:
         mask = np.zeros(images[0].shape[:2], bool)
