@@ -1,0 +1,49 @@
+"""On a CUDA device: what the CPU's tests say of the tiny model, in float32 and in bfloat16."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.registry import load
+from t2i_rl.check_model import findings
+from t2i_rl.cli import main
+from t2i_rl.config import Sampling
+from t2i_rl.sampler import Noise, sample_group
+
+DEVICE = "cuda"
+PROMPTS = ["a photo of a ring", "a photo of a red circle and a blue cross"]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_is_sound(dtype: torch.dtype, tmp_path: Path):
+    """Cached and teacher-forced, alone and in a batch, pictures."""
+    found = findings(load("tiny", dtype, DEVICE), "tiny", Sampling(1.5), 0, tmp_path / "sheet.png")
+    assert [str(one) for one in found if not one.fine] == []
+
+
+def test_the_tokens_are_those_of_the_cpu():
+    """The same noise; in float32 near-ties are too rare to be met here."""
+    statistics = ["entropy", "kl_cond_uncond", "logp_cond"]
+    here, there = (
+        sample_group(policy, policy.encode(PROMPTS), 2, Sampling(1.5), Noise(0), statistics)
+        for policy in (load("tiny"), load("tiny", device=DEVICE))
+    )
+    assert torch.equal(there.tokens.cpu(), here.tokens)
+    for name in statistics:
+        torch.testing.assert_close(there.statistics[name].cpu(), here.statistics[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["cfg", "critical"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_and_its_continuation(method: str, dtype: str, tmp_path: Path):
+    run = tmp_path / "run"
+    little = "--rollout.prompts-per-step 2 --rollout.group-size 4 --evaluation.images-per-tag 1 --checkpoint.every 1"
+    words = ["train", "--model", "tiny", "--method", method, "--dtype", dtype, "--device", DEVICE, "--out", str(run)]
+    assert main([*words, "--steps", "1", *little.split()]) == 0
+    assert main(["train", "--resume", str(run), "--steps", "2"]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all(0 < row["grad_norm"] < 100 for row in rows[1:] if row["zero_variance"] < 1)
