@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 import torch
@@ -33,6 +33,7 @@ from numpy import ndarray
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from rewards.errors import RewardError
+from rewards.exchange import Fault, exchange
 from rewards.patience import Patience
 from rewards.reward import Scores, joined
 from rewards.wire import (
@@ -51,19 +52,10 @@ from rewards.wire import (
     read,
 )
 
-FaultKind = Literal["connection", "timeout", "busy", "server", "malformed", "version", "reward", "number", "image"]
 Found = TypeVar("Found")
 ANSWER_BYTES = 16 * 2**20
 PROMPTS = 1000  # in one question
 AT_ONCE = 2  # parts under way per server: one is scored while the next is sent
-
-
-class Fault(Exception):  # noqa: N818 (RewardError is what reaches callers)
-    """One attempt failed; another one may not."""
-
-    def __init__(self, kind: FaultKind, what: str) -> None:
-        super().__init__(what)
-        self.kind = kind
 
 
 @dataclass
@@ -288,23 +280,8 @@ class RemoteReward:
         self, http: httpx.AsyncClient, server: Server, path: str, body: bytes | None, kind: type[Message]
     ) -> Message:
         """One request. Raises Fault for a server that fails, RewardError for a request that is refused."""
-        seconds = self.patience.connect if body is None else self.patience.timeout
-        try:
-            async with asyncio.timeout(seconds):
-                method = "GET" if body is None else "POST"
-                async with http.stream(method, server.address + path, content=body) as response:
-                    data = bytearray()
-                    async for piece in response.aiter_raw():
-                        data += piece
-                        if len(data) > ANSWER_BYTES:
-                            raise Fault("malformed", f"sends more than {ANSWER_BYTES} bytes")
-        except (TimeoutError, httpx.TimeoutException):
-            raise Fault("timeout", f"did not answer {path} within {seconds:g} s") from None
-        except httpx.HTTPError as error:
-            raise Fault("connection", f"cannot be reached ({error or type(error).__name__})") from error
-        return (
-            _message(kind, bytes(data)) if response.status_code == 200 else _refuse(response.status_code, bytes(data))
-        )
+        status, data = await exchange(http, server.address, path, body, self.patience, ANSWER_BYTES)
+        return _message(kind, data) if status == 200 else _refuse(status, data)
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[httpx.AsyncClient]:

@@ -24,8 +24,8 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from rewards.client import Fault
 from rewards.errors import RewardError
+from rewards.exchange import Fault, exchange
 from rewards.patience import Patience
 from rewards.wire import Limits
 
@@ -188,25 +188,11 @@ class Chat:
 
     async def _request(self, http: httpx.AsyncClient, path: str, body: bytes | None, kind: type[Answered]) -> Answered:
         """One request. Raises Fault for what may pass, UnansweredError for a question refused, RewardError else."""
-        seconds = self.patience.connect if body is None else self.patience.timeout
+        status, data = await exchange(http, self.endpoint.address, path, body, self.patience, ANSWER_BYTES)
+        if status != 200:
+            self._refuse(path, status, data.decode(errors="replace"))
         try:
-            async with (
-                asyncio.timeout(seconds),
-                http.stream("GET" if body is None else "POST", self.endpoint.address + path, content=body) as response,
-            ):
-                data = bytearray()
-                async for piece in response.aiter_raw():
-                    data += piece
-                    if len(data) > ANSWER_BYTES:
-                        raise Fault("malformed", f"sends more than {ANSWER_BYTES} bytes")
-        except (TimeoutError, httpx.TimeoutException):
-            raise Fault("timeout", f"did not answer {path} within {seconds:g} s") from None
-        except httpx.HTTPError as error:
-            raise Fault("connection", f"cannot be reached ({type(error).__name__})") from error
-        if response.status_code != 200:
-            self._refuse(path, response.status_code, data.decode(errors="replace"))
-        try:
-            return kind.model_validate_json(bytes(data))
+            return kind.model_validate_json(data)
         except ValidationError as error:
             raise Fault("malformed", f"answers {path} with what no OpenAI-compatible endpoint says") from error
 

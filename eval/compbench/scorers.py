@@ -80,8 +80,13 @@ class _Detecting:
         self.detector, self.language, self.fixed = detector, language, fixed
         self.name = f"{detector.name}, {language.name}"
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            self.ends(prompt.text)
+
     def words(self, prompt: str) -> list[str]:
-        raise NotImplementedError
+        """What is looked for: the objects at the prompt's ends, unless a scorer has it otherwise."""
+        return [person(noun) for noun in self.ends(prompt)]
 
     def detect(self, images: Pictures, prompts: Sequence[Prompt]) -> tuple[list[ndarray], list[list[Labelled]]]:
         scaled = [resized(image) for image in images]
@@ -97,13 +102,6 @@ class _Detecting:
 
 class PlaneScorer(_Detecting):
     """spatial: two objects and their relation in the plane."""
-
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            self.ends(prompt.text)
-
-    def words(self, prompt: str) -> list[str]:
-        return [person(noun) for noun in self.ends(prompt)]
 
     def score(self, images: Pictures, prompts: Sequence[Prompt]) -> list[Judgement]:
         _, found = self.detect(images, prompts)
@@ -157,13 +155,6 @@ class DepthScorer(_Detecting):
         super().__init__(detector, language, fixed)
         self.depth = depth
         self.name = f"{self.name}, {depth.name}"
-
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            self.ends(prompt.text)
-
-    def words(self, prompt: str) -> list[str]:
-        return [person(noun) for noun in self.ends(prompt)]
 
     def score(self, images: Pictures, prompts: Sequence[Prompt]) -> list[Judgement]:
         scaled, found = self.detect(images, prompts)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.client import Fault, Patience, RemoteReward, first_of_two, parts
+from rewards.client import Patience, RemoteReward, first_of_two, parts
 from rewards.errors import RewardError
+from rewards.exchange import Fault
 from rewards.registry import build
 from rewards.reward import Reward, Scores, score_each, score_images
 from rewards.wire import TOKEN_VARIABLE, VERSION, Problem
