@@ -19,9 +19,9 @@ from eval.benchmark import Judgement
 from eval.manifest import digest
 from rewards.endpoint import Endpoint
 from rewards.errors import RewardError
-from rewards.judge import PATIENT, Judge
+from rewards.judge import Judge
 from rewards.judge_forms import Form
-from rewards.patience import Patience
+from rewards.patience import PATIENT, Patience
 from rewards.reward import score_images
 from t2i_rl.prompts import Prompt
 

@@ -16,11 +16,10 @@ from numpy import ndarray
 
 from rewards.endpoint import Chat, Endpoint, Question, picture
 from rewards.judge_forms import Form, Verdict, verdict
-from rewards.patience import Patience
+from rewards.patience import PATIENT, Patience
 from rewards.reward import Scores
 
 TOP_TOKENS = 20  # the most that vLLM and others tell the probabilities of
-PATIENT = Patience()
 
 
 class Judge:

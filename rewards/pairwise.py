@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from rewards.endpoint import Chat, Choice, Endpoint, Question, UnansweredError, picture, quoted
-from rewards.patience import Patience
+from rewards.patience import PATIENT, Patience
 from rewards.reward import Scores
 
 ASKED = (
@@ -31,7 +31,6 @@ MARKER = "Better image:"
 WORDS = re.compile(r"\W*(1|2|equal)\b", re.IGNORECASE)
 FIRST_WINS = {"1": 1.0, "2": 0.0, "equal": 0.5}
 TOKENS = 512
-PATIENT = Patience()
 
 
 class PairwiseJudge:

@@ -42,3 +42,6 @@ class Patience:
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             raise RewardError(f"reward-server.{name} is {getattr(self, name)}: it has to be {wanted}")
+
+
+PATIENT = Patience()  # of judges

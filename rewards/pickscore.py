@@ -16,18 +16,15 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from open_clip import SimpleTokenizer
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel
-from transformers.utils import logging
 
 from rewards.clip import cosine, evaluation_transform
-from rewards.errors import RewardError
 from rewards.measure import Measure
+from rewards.pretrained import CONFIG, WEIGHTS, load_whole
 from rewards.weights import fetch_from_hub
 
 REPOSITORY = "yuvalkirstain/PickScore_v1"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class PickScore(Measure):
@@ -46,7 +43,9 @@ class PickScore(Measure):
         else:
             fetch_from_hub(REPOSITORY, CONFIG)
             folder = fetch_from_hub(REPOSITORY, WEIGHTS).parent
-        return cls(load_model(folder), f"pickscore ({folder.name if source else REPOSITORY})", device)
+        return cls(
+            load_whole(CLIPModel, folder, "CLIP"), f"pickscore ({folder.name if source else REPOSITORY})", device
+        )
 
     def measure(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[str]) -> Float[Tensor, " B"]:
         device = self.model.device
@@ -56,21 +55,3 @@ class PickScore(Measure):
         features = self.model.get_image_features(pixel_values=pixels.to(device)).pooler_output
         rows = [distinct.index(prompt) for prompt in prompts]
         return self.model.logit_scale.exp() * cosine(features, texts[rows])
-
-
-def load_model(folder: Path) -> CLIPModel:
-    """A CLIP in transformers' format, from safetensors only, every weight of it. Raises RewardError."""
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise RewardError(f"{folder / name} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
-    logging.disable_progress_bar()
-    pretrained: Any = CLIPModel.from_pretrained  # typed for a call without a report
-    try:
-        model, report = pretrained(
-            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RewardError(f"cannot load {folder} as a CLIP: {' '.join(str(error).split())}") from error
-    if wrong := sorted(key for key, *_ in report["mismatched_keys"]) + sorted(report["missing_keys"]):
-        raise RewardError(f"{folder}: the weights lack {wrong[0]}, or hold it in another shape: copy the model again")
-    return model

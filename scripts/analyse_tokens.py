@@ -272,7 +272,7 @@ def draw_edits(found: Mapping[str, "Edited"], prompt: str, path: Path) -> None:
 
 def analyse(asked: Analyse) -> None:
     """Measure, then write all files at once."""
-    from t2i_rl.outputs import check_free, whole_folder
+    from t2i_rl.outputs import check_free
 
     check_free(asked.out)
     import torch
@@ -327,14 +327,21 @@ def analyse(asked: Analyse) -> None:
         f"guidance {scale:g}, seed {asked.seed}. Means over prompts ± their standard errors. A claim holds here where "
         "the difference is larger than two of its own standard errors, taken between prompts."
     )
-    with whole_folder(asked.out) as aside:
+    write(asked.out, about, tables, found, texts[0])
+
+
+def write(out: Path, about: str, tables: Sequence[Table], found: Mapping[str, "Edited"], prompt: str) -> None:
+    """All files at once; `found`, the changed images by the way they were changed, are shown for the prompt."""
+    from t2i_rl.outputs import whole_folder
+
+    with whole_folder(out) as aside:
         text = "\n".join(["# Observations of tokens", "", about, "", *(table.markdown() for table in tables)])
         (aside / "analysis.md").write_text(text, encoding="utf-8")
         content = {"about": about, "tables": [table.record() for table in tables]}
         written = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / "analysis.json").write_text(written + "\n", encoding="utf-8")
         draw_tables(tables, aside / "analysis.png")
-        draw_edits(found, texts[0], aside / "edits.png")
+        draw_edits(found, prompt, aside / "edits.png")
     print(text)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from eval.compbench.attributes import as_asked, probability_of_yes
+from eval.compbench.pretrained import pretrained
 from eval.provenance import labelled
-from rewards.errors import RewardError
 
 SOURCE = "Salesforce/blip-vqa-capfilt-large"
 SIDE = 480  # pixels
@@ -37,12 +37,7 @@ class Blip:
     @classmethod
     def load(cls, source: str | Path = SOURCE, device: str = "cpu") -> Self:
         """From a folder or hub repository in transformers' format. Raises RewardError."""
-        try:
-            model: Any = BlipForQuestionAnswering.from_pretrained(source)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RewardError(f"cannot load BLIP from {source}: give a folder, or fetch it first ({reason})") from error
+        model, tokenizer = pretrained("BLIP", source, BlipForQuestionAnswering, AutoTokenizer)
         return cls(model.to(device), tokenizer, f"BLIP VQA ({labelled(source)}, {SIDE} pixels)")
 
     def pixels(self, image: UInt8[ndarray, "H W 3"]) -> Float[Tensor, "3 side side"]:

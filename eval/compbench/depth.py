@@ -8,9 +8,9 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from transformers import AutoImageProcessor, DPTForDepthEstimation
 
+from eval.compbench.pretrained import pretrained
 from eval.compbench.spatial import quantised
 from eval.provenance import labelled
-from rewards.errors import RewardError
 
 SOURCE = "Intel/dpt-hybrid-midas"
 
@@ -24,14 +24,7 @@ class Dpt:
     @classmethod
     def load(cls, source: str | Path = SOURCE, device: str = "cpu") -> Self:
         """From a folder or hub repository in transformers' format. Raises RewardError."""
-        try:
-            model: Any = DPTForDepthEstimation.from_pretrained(source)
-            processor = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RewardError(
-                f"cannot load a depth model from {source}: give a folder, or fetch it first ({reason})"
-            ) from error
+        model, processor = pretrained("a depth model", source, DPTForDepthEstimation, AutoImageProcessor)
         return cls(model.to(device), processor, f"DPT ({labelled(source)})")
 
     @torch.no_grad()

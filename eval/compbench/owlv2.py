@@ -15,8 +15,8 @@ from numpy import ndarray
 from transformers import AutoProcessor, Owlv2ForObjectDetection
 
 from eval.compbench.boxes import Labelled
+from eval.compbench.pretrained import pretrained
 from eval.provenance import labelled
-from rewards.errors import RewardError
 
 SOURCE = "google/owlv2-base-patch16-ensemble"
 LOWEST = 0.2  # of a confidence; our choice
@@ -34,14 +34,7 @@ class Owlv2:
     @classmethod
     def load(cls, source: str | Path = SOURCE, device: str = "cpu") -> Self:
         """From a folder or hub repository in transformers' format. Raises RewardError."""
-        try:
-            model: Any = Owlv2ForObjectDetection.from_pretrained(source)
-            processor = AutoProcessor.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RewardError(
-                f"cannot load OWLv2 from {source}: give a folder, or fetch it first ({reason})"
-            ) from error
+        model, processor = pretrained("OWLv2", source, Owlv2ForObjectDetection, AutoProcessor)
         return cls(model.to(device), processor, labelled(source))
 
     def detect(self, images: Sequence[UInt8[ndarray, "H W 3"]], words: Sequence[Sequence[str]]) -> list[list[Labelled]]:

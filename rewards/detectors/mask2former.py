@@ -20,16 +20,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Mask2FormerForUniversalSegmentation
-from transformers.utils import logging
 
 from rewards.detectors.base import Detection
 from rewards.detectors.coco import CLASSES
 from rewards.detectors.mask2former_keys import UNUSED, config_of, convert
 from rewards.detectors.openmmlab import OFFICIAL, official_weights, weights_name
 from rewards.errors import RewardError
+from rewards.pretrained import load_whole
 from rewards.weights import HUB_ID, fetch_from_hub, read_tensors
 
 FACEBOOK = "facebook/mask2former-swin-small-coco-instance"
@@ -238,16 +237,4 @@ def load_openmmlab(path: Path) -> Mask2FormerForUniversalSegmentation:
 
 def load_transformers(folder: Path) -> Mask2FormerForUniversalSegmentation:
     """The model of a folder in transformers' format, from safetensors only. Raises RewardError."""
-    if not (folder / "model.safetensors").is_file():
-        raise RewardError(f"{folder / 'model.safetensors'} does not exist: give a folder with config.json and weights")
-    logging.disable_progress_bar()
-    pretrained: Any = Mask2FormerForUniversalSegmentation.from_pretrained  # typed for a call without a report
-    try:
-        model, report = pretrained(
-            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RewardError(f"cannot load {folder} as a Mask2Former: {' '.join(str(error).split())}") from error
-    if wrong := sorted(key for key, *_ in report["mismatched_keys"]) + sorted(set(report["missing_keys"]) - UNUSED):
-        raise RewardError(f"{folder}: the weights lack {wrong[0]}, or hold it in another shape: copy the model again")
-    return model
+    return load_whole(Mask2FormerForUniversalSegmentation, folder, "Mask2Former", UNUSED)
