@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from eval.layouts import Layout, plain
-from eval.manifest import Key, Row
+from eval.records.layouts import Layout, plain
+from eval.records.manifest import Key, Row
 from rewards.errors import RewardError
 from rewards.reward import Reward, score_images
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import Prompt
+from t2i_rl.prompts.prompt import Prompt
 
 TOTAL = "total"
 OVERALL = "overall"  # of a figure, where categories have their names

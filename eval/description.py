@@ -17,8 +17,9 @@ from typing import Any, Literal
 from eval.benchmark import TOTAL, Benchmark, Metric
 from eval.questions import Question
 from t2i_rl.errors import UserError
-from t2i_rl.prompt_sets import NAMES
-from t2i_rl.prompts import Prompt, load_prompts
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.prompts.reading import load_prompts
+from t2i_rl.prompts.sets import NAMES
 
 QUESTIONS = "questions"  # the scorer that asks them
 KINDS: dict[str, type | tuple[type, ...]] = {

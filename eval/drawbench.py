@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from eval.benchmark import Benchmark
 from eval.preferences import metrics
-from t2i_rl.prompts import load_prompts
+from t2i_rl.prompts.reading import load_prompts
 
 IMAGES_PER_PROMPT = 4
 

@@ -1,8 +1,8 @@
 """GenEval: six tags, their mean, and why each image fails.
 
 Three figures. `correct` is the official verdict, the one that papers report. `score` is the fraction that training
-maximises (`rewards.geneval.partial`), and `strict` the share of images where that fraction is 1: everything holds, and
-no object is too many. A reward that is served elsewhere gives its own total for the fraction.
+maximises (`rewards.geneval.rules.partial`), and `strict` the share of images where that fraction is 1: everything
+holds, and no object is too many. A reward that is served elsewhere gives its own total for the fraction.
 """
 
 import json
@@ -15,13 +15,13 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from eval.benchmark import TOTAL, Benchmark, Judgement, Metric, RewardScorer
-from eval.manifest import Row, write_whole
+from eval.records.manifest import Row, write_whole
 from rewards.detectors.base import ColorClassifier, Detection, Detector, Subject
 from rewards.errors import RewardError
-from rewards.geneval import keep_all, summarise
-from rewards.geneval_reward import GenEvalReward, check_metadata
+from rewards.geneval.reward import GenEvalReward, check_metadata
+from rewards.geneval.rules import keep_all, summarise
 from rewards.reward import Reward
-from t2i_rl.prompts import Prompt
+from t2i_rl.prompts.prompt import Prompt
 
 SCORER = "geneval"
 CORRECT, STRICT, SCORE = FIGURES = ("correct", "strict", "score")

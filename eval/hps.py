@@ -11,11 +11,12 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from eval.benchmark import TOTAL, Benchmark
-from eval.layouts import Layout
-from eval.manifest import Key, Row
 from eval.preferences import metrics, scale_of
 from eval.prompt_files import in_category, place_in
-from t2i_rl.prompts import Prompt, load_prompts
+from eval.records.layouts import Layout
+from eval.records.manifest import Key, Row
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.prompts.reading import load_prompts
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 IMAGES_PER_PROMPT = 1

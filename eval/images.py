@@ -12,14 +12,15 @@ from numpy import ndarray
 from PIL import Image, ImageOps
 
 from eval.benchmark import Benchmark
-from eval.layouts import PLAIN, Layout, metadata_path
-from eval.manifest import MANIFEST, SCORES, SETTINGS, Block, Key, Ledger, Row, digest, read_object
-from eval.progress import Stages
+from eval.records.layouts import PLAIN, Layout, metadata_path
+from eval.records.manifest import MANIFEST, SCORES, SETTINGS, Block, Key, Ledger, Row, digest, read_object
+from eval.records.progress import Stages
 from models.policy import Policy
-from rewards.pins import sha256
-from t2i_rl.config import Sampling
+from rewards.files.pins import sha256
 from t2i_rl.errors import UserError
-from t2i_rl.generate import generate, save_image, save_metadata
+from t2i_rl.pictures.image_files import save_image, save_metadata
+from t2i_rl.rollout.generate import generate
+from t2i_rl.rollout.sampling import Sampling
 
 SHOWN = 3  # missing images that an error names
 

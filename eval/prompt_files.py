@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import Prompt
+from t2i_rl.prompts.prompt import Prompt
 
 
 def in_category(prompts: Sequence[Prompt], category: str) -> list[Prompt]:

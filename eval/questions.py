@@ -1,8 +1,8 @@
 """Questions of a benchmark's own to a vision-language model, over an OpenAI-compatible endpoint (`T2I_RL_JUDGE`).
 
 Each answer is one word, and its grade is expected over the probabilities of the words: `sum p(w) grade(w) / sum p(w)`
-(`rewards.judge`). A question is asked once about an image, or once for each entry of a list in the prompt's metadata,
-such as one for every object; then its figures are of all the entries' grades.
+(`rewards.judges.judge`). A question is asked once about an image, or once for each entry of a list in the prompt's
+metadata, such as one for every object; then its figures are of all the entries' grades.
 """
 
 import math
@@ -16,14 +16,14 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from eval.benchmark import Judgement
-from eval.manifest import digest
-from rewards.endpoint import Endpoint
+from eval.records.manifest import digest
 from rewards.errors import RewardError
-from rewards.judge import Judge
-from rewards.judge_forms import Form
-from rewards.patience import PATIENT, Patience
+from rewards.http.patience import PATIENT, Patience
+from rewards.judges.endpoint import Endpoint
+from rewards.judges.forms import Form
+from rewards.judges.judge import Judge
 from rewards.reward import score_images
-from t2i_rl.prompts import Prompt
+from t2i_rl.prompts.prompt import Prompt
 
 VARIABLE = "T2I_RL_JUDGE"
 ENTRY = "entry"  # stands for an entry of the list

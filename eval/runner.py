@@ -13,12 +13,25 @@ from typing import Any
 
 from eval.benchmark import Benchmark, Scorer, counts, figures
 from eval.images import Source, read_image
-from eval.manifest import MANIFEST, SCORES, SUMMARY, Block, Key, Ledger, Row, Shard, as_json, begin, digest, write_whole
-from eval.progress import Stages, display
-from eval.provenance import prompts_digest, scorer_weights, versions
+from eval.records.manifest import (
+    MANIFEST,
+    SCORES,
+    SUMMARY,
+    Block,
+    Key,
+    Ledger,
+    Row,
+    Shard,
+    as_json,
+    begin,
+    digest,
+    write_whole,
+)
+from eval.records.progress import Stages, display
+from eval.records.provenance import prompts_digest, scorer_weights, versions
 from t2i_rl.errors import UserError
-from t2i_rl.evaluation import chunks
-from t2i_rl.generate import check_counts
+from t2i_rl.rollout.generate import check_counts
+from t2i_rl.training.evaluation import chunks
 
 
 def run(

@@ -15,11 +15,11 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from models.errors import ModelError
-from models.janus_checkpoint import on_meta
-from models.llamagen_transformer import LlamaGenTransformer
+from models.janus.checkpoint import on_meta
+from models.llamagen.transformer import LlamaGenTransformer
 from models.registry import TINY, ModelEntry, find
-from models.star_transformer import StarSizes, StarTransformer
-from models.star_vae import StarVae
+from models.star.transformer import StarSizes, StarTransformer
+from models.star.vae import StarVae
 
 Sizes = dict[str, Any]
 JANUS_1B: Sizes = {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 5632}

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from models.errors import ModelError
-from models.janus import JanusPolicy
-from models.janus_checkpoint import Format, JanusCheckpoint
+from models.janus.checkpoint import Format, JanusCheckpoint
+from models.janus.policy import JanusPolicy
 from models.lora import LoraPolicy
 from models.registry import family_of, load
 

@@ -16,13 +16,12 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoint import read_json
 from models.errors import ModelError
+from models.files.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of
+from models.files.checkpoint import read_json
+from models.files.tensors import check_no_others, check_tensors, read_tensors
 from models.policy import Condition, Policy, State
-from models.registry import ADAPTER_CONFIG
-from models.tensors import check_no_others, check_tensors, read_tensors
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What peft can do besides, and what stands for not doing it: such adapters are refused.
 VARIANTS = {"bias": "none"} | dict.fromkeys(
     (
@@ -148,14 +147,6 @@ def adapt(base: Policy, name: str, rank: int, alpha: float, targets: Sequence[st
     # Afterwards: peft writes what the module calls itself over it.
     config.base_model_name_or_path = str(Path(name).resolve()) if Path(name).exists() else name
     return LoraPolicy(base, adapted, model.eval())
-
-
-def base_of(folder: Path) -> str:
-    """The model that an adapter's folder names. Raises ModelError."""
-    name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} names no base_model_name_or_path: write the base model's there")
-    return name
 
 
 def attach(base: Policy, folder: Path) -> LoraPolicy:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import ModelError
+from models.files.adapter import base_of, is_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
     from models.policy import Policy
 
 TINY = Path(__file__).parent / "tiny"
-ADAPTER_CONFIG = "adapter_config.json"  # of a folder that holds adapters, and names their base
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
 
 FAMILIES = {  # module and class
-    "janus": ("models.janus", "JanusPolicy"),
-    "llamagen": ("models.llamagen", "LlamaGenPolicy"),
-    "star": ("models.star", "StarPolicy"),
+    "janus": ("models.janus.policy", "JanusPolicy"),
+    "llamagen": ("models.llamagen.policy", "LlamaGenPolicy"),
+    "star": ("models.star.policy", "StarPolicy"),
 }
 MODEL_TYPES = {"janus": "janus", "multi_modality": "janus", "llamagen": "llamagen", "star": "star"}  # of a config.json
 FILES = {  # where it names none
@@ -108,7 +108,7 @@ def family_of(source: str) -> str:
 
     Raises ModelError where neither says.
     """
-    from models.hub import fetch
+    from models.files.hub import fetch
 
     path = fetch(source, ("config.json",))
     folder = path if path.is_dir() else path.parent
@@ -128,11 +128,6 @@ def family_of(source: str) -> str:
         f"{config} {said}, so what {source} holds is unknown: give a checkpoint whose model_type is one of "
         f"{', '.join(MODEL_TYPES)}, with config and weights"
     )
-
-
-def is_adapter(source: str) -> bool:
-    """Whether a folder holds adapters (`models.lora`) instead of a whole model."""
-    return (Path(source) / ADAPTER_CONFIG).is_file()
 
 
 def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "Policy":
@@ -165,7 +160,7 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
 def _load_adapter(folder: Path, dtype: "torch.dtype | None", device: str) -> "Policy":
     from models import lora
 
-    name = lora.base_of(folder)
+    name = base_of(folder)
     try:
         base = load(name, dtype, device)
     except ModelError as error:

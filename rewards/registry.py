@@ -4,7 +4,7 @@ What a run is told to maximise is one text, a specification:
 
     shapes                                              one reward, in this process
     geneval:1.0 hpsv2:0.5                               a weighted sum (`rewards.compose`)
-    shapes@http://10.0.0.1:8100,http://10.0.0.2:8100    served elsewhere (`rewards.client`)
+    shapes@http://10.0.0.1:8100,http://10.0.0.2:8100    served elsewhere (`rewards.http.client`)
     geneval:1.0@http://10.0.0.1:8100 hpsv2:0.5          both
 
 Weights are fetched when first used. An environment variable, named where the reward is built below, may hold the path
@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from rewards.errors import RewardError
 
 if TYPE_CHECKING:
-    from rewards.colors import ClipColors
-    from rewards.patience import Patience
+    from rewards.geneval.colors import ClipColors
+    from rewards.http.patience import Patience
     from rewards.reward import Reward
 
 Loaded = TypeVar("Loaded")
@@ -41,13 +41,13 @@ def _local(variable: str, load: Callable[[str | None], Loaded]) -> Loaded:
 
 def _shapes(rules: str, device: str) -> "Reward":
     from rewards.detectors.shapes import PaletteColours, ShapesDetector
-    from rewards.geneval_reward import GenEvalReward
+    from rewards.geneval.reward import GenEvalReward
 
     return GenEvalReward(ShapesDetector(), PaletteColours(), rules)
 
 
 def _colors(device: str) -> "ClipColors":
-    from rewards.colors import OPENAI, ClipColors
+    from rewards.geneval.colors import OPENAI, ClipColors
 
     return _local("T2I_RL_CLIP", lambda source: ClipColors.load(source or OPENAI, device))
 
@@ -56,7 +56,7 @@ def _geneval(rules: str, device: str, swap_red_blue: bool = False) -> "Reward":
     """With the benchmark's detector. swap_red_blue: show it pictures as the released training servers do."""
     from rewards.detectors.mask2former import Mask2FormerDetector
     from rewards.detectors.openmmlab import OFFICIAL
-    from rewards.geneval_reward import GenEvalReward
+    from rewards.geneval.reward import GenEvalReward
 
     detector = _local(
         "T2I_RL_DETECTOR",
@@ -68,7 +68,7 @@ def _geneval(rules: str, device: str, swap_red_blue: bool = False) -> "Reward":
 def _geneval_facebook(rules: str, device: str) -> "Reward":
     """With another training of the same network: not the benchmark's detector."""
     from rewards.detectors.mask2former import FACEBOOK, Mask2FormerDetector
-    from rewards.geneval_reward import GenEvalReward
+    from rewards.geneval.reward import GenEvalReward
 
     detector = _local("T2I_RL_DETECTOR_FACEBOOK", lambda source: Mask2FormerDetector.load(source or FACEBOOK, device))
     return GenEvalReward(detector, _colors(device), rules)
@@ -77,47 +77,47 @@ def _geneval_facebook(rules: str, device: str) -> "Reward":
 def _geneval_mmdet(device: str) -> "Reward":
     from rewards.detectors.mmdet import MmdetDetector
     from rewards.detectors.openmmlab import OFFICIAL
-    from rewards.geneval_reward import GenEvalReward
+    from rewards.geneval.reward import GenEvalReward
 
     detector = _local("T2I_RL_DETECTOR", lambda source: MmdetDetector.load(source or OFFICIAL, device))
     return GenEvalReward(detector, _colors(device))
 
 
 def _hpsv2(version: Literal["2.0", "2.1"], variable: str, device: str, antialias: bool = True) -> "Reward":
-    from rewards.hpsv2 import HpsV2
+    from rewards.scorers.hpsv2 import HpsV2
 
     return _local(variable, lambda source: HpsV2.load(version, source, device, antialias))
 
 
 def _pickscore(device: str) -> "Reward":
-    from rewards.pickscore import PickScore
+    from rewards.scorers.pickscore import PickScore
 
     return _local("T2I_RL_PICKSCORE", lambda source: PickScore.load(source, device))
 
 
 def _imagereward(device: str) -> "Reward":
-    from rewards.imagereward import ImageReward
+    from rewards.scorers.imagereward import ImageReward
 
     return _local("T2I_RL_IMAGEREWARD", lambda source: ImageReward.load(source, device))
 
 
 def _clipscore(device: str) -> "Reward":
-    from rewards.clipscore import ClipScore
+    from rewards.scorers.clipscore import ClipScore
 
     return _local("T2I_RL_CLIPSCORE", lambda source: ClipScore.load(source, device))
 
 
 def _aesthetic(device: str) -> "Reward":
-    from rewards.aesthetic import Aesthetic
+    from rewards.scorers.aesthetic import Aesthetic
 
     clip = _colors(device).clip  # the same network
     return _local("T2I_RL_AESTHETIC", lambda source: Aesthetic.load(clip, source))
 
 
 def _judge(name: str, variable: str, device: str) -> "Reward":
-    from rewards.endpoint import Endpoint
-    from rewards.judge import Judge
-    from rewards.judge_forms import FORMS, read_form
+    from rewards.judges.endpoint import Endpoint
+    from rewards.judges.forms import FORMS, read_form
+    from rewards.judges.judge import Judge
 
     endpoint = Endpoint.from_environment(variable)
     own = os.environ.get(f"{variable}_FORM")
@@ -125,8 +125,8 @@ def _judge(name: str, variable: str, device: str) -> "Reward":
 
 
 def _pairwise(device: str) -> "Reward":
-    from rewards.endpoint import Endpoint
-    from rewards.pairwise import PairwiseJudge
+    from rewards.judges.endpoint import Endpoint
+    from rewards.judges.pairwise import PairwiseJudge
 
     return PairwiseJudge(Endpoint.from_environment("T2I_RL_PAIRWISE"))
 
@@ -277,6 +277,6 @@ def _build(term: Term, device: str, patience: "Patience | None") -> "Reward":
                 f"the reward {term.name!r} needs the package {error.name}: run `pip install -r {SCORERS}`, or serve it "
                 "from where that is installed"
             ) from error
-    from rewards.client import RemoteReward
+    from rewards.http.client import RemoteReward
 
     return RemoteReward(term.name, term.addresses, patience)

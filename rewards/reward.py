@@ -25,7 +25,7 @@ class Scores:
     parts: further numbers by name, to be logged; in the range that each reward states.
     reasons: why an image has less than the full score; "" where there is nothing to say.
     failures: why an image has no score, by its index; its total and parts are 0, which then stands for nothing.
-    faults: how often a server failed on the way, by kind (`rewards.client`), whether a retry helped or not.
+    faults: how often a server failed on the way, by kind (`rewards.http.client`), whether a retry helped or not.
     """
 
     total: Float[Tensor, " B"]

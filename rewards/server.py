@@ -1,4 +1,4 @@
-"""Serve a reward over HTTP (`rewards.wire` says what is spoken, `rewards.app` answers).
+"""Serve a reward over HTTP (`rewards.http.wire` says what is spoken, `rewards.http.app` answers).
 
     t2i-rl serve shapes --port 8100
     python -m rewards.server shapes --port 8100     from a checkout, with rewards/requirements.txt only
@@ -11,47 +11,15 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
-from typing import Annotated
 
 import tyro
 
 from rewards.errors import RewardError
-from rewards.registry import build, check_name, check_servable
-from rewards.wire import TOKEN_VARIABLE
+from rewards.http.service import Service
+from rewards.http.wire import TOKEN_VARIABLE
+from rewards.registry import build
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-@dataclass(frozen=True)
-class Service:
-    """Serve a reward to runs on this machine or others, until Ctrl-C or SIGTERM.
-
-    If T2I_RL_REWARD_TOKEN is set in the environment, only clients that have it set to the same are answered.
-
-    Attributes:
-        reward: the name of the reward.
-        host: the address to listen on; 0.0.0.0 lets other machines in.
-        port: 0 takes any free one.
-        device: where the reward runs, such as cpu or cuda.
-        batch: images scored at once, of all clients together.
-    """
-
-    reward: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REWARD")]
-    host: str = "127.0.0.1"
-    port: int = 8100
-    device: str = "cpu"
-    batch: int = 32
-
-    def __post_init__(self) -> None:
-        check_name(self.reward)
-        check_servable(self.reward)
-        for name, value, holds, wanted in (
-            ("port", self.port, 0 <= self.port < 2**16, "in 0..65535"),
-            ("batch", self.batch, self.batch >= 1, "at least 1"),
-        ):
-            if not holds:
-                raise RewardError(f"{name} is {value}: it has to be {wanted}")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -80,7 +48,7 @@ def serve(service: Service) -> None:
         reward = build(service.reward, service.device)
         import uvicorn
 
-        from rewards.app import create_app
+        from rewards.http.app import create_app
 
         app = create_app(reward, service, os.environ.get(TOKEN_VARIABLE) or None)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

@@ -29,10 +29,11 @@ import tyro
 from models.errors import ModelError
 from models.registry import find as find_model
 from rewards.errors import RewardError
-from t2i_rl.config import TrainConfig, fixed, override, read_settings
 from t2i_rl.errors import DivergenceError, UserError
-from t2i_rl.methods import find_method
-from t2i_rl.presets import preset
+from t2i_rl.methods.catalogue import find_method
+from t2i_rl.settings import override, read_settings
+from t2i_rl.training.config import TrainConfig, fixed
+from t2i_rl.training.presets import preset
 
 METHODS = ("grpo", "cfg", "critical")
 
@@ -112,9 +113,9 @@ def train(config: TrainConfig) -> None:
     """Train the cell unless it is finished."""
     import shutil
 
-    from t2i_rl import checkpoints
-    from t2i_rl.comparison import read_run
-    from t2i_rl.run import CHECKPOINTS, resume, start
+    from t2i_rl.reports.comparison import read_run
+    from t2i_rl.training import checkpoints
+    from t2i_rl.training.run import CHECKPOINTS, resume, start
 
     if read_run(config.out, config.steps, reference=False) is not None:
         return
@@ -147,8 +148,8 @@ def run_grid(asked: Ablate) -> None:
         for arm in asked.arms or arms:
             train(cells[arm, seed])
 
-    from t2i_rl.checkpoints import write_atomically
-    from t2i_rl.comparison import Finished, draw, read_run, table
+    from t2i_rl.outputs import write_atomically
+    from t2i_rl.reports.comparison import Finished, draw, read_run, table
 
     found: dict[str, list[Finished]] = {arm: [] for arm in arms}
     for (arm, _), config in cells.items():

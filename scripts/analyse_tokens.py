@@ -5,7 +5,7 @@
 
 Writes `analysis.md` and `analysis.json` (tables and a sentence on each, made from the numbers), `analysis.png` and
 `edits.png`. The subject is where a detector with masks finds an object: the shapes world's own, exact on that world
-alone, or GenEval's for photos. What each table is about stands in `t2i_rl/analysis.py`.
+alone, or GenEval's for photos. What each table is about stands in `t2i_rl/reports/analysis.py`.
 """
 
 import json
@@ -26,7 +26,7 @@ from t2i_rl.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from t2i_rl.analysis import Edited, Mean, Observed, Paired
+    from t2i_rl.reports.analysis import Edited, Mean, Observed, Paired
 
 COLORS = {"subject": "#D55E00", "edge": "#999999", "background": "#0072B2"}
 COLORS |= {"initial": "#56B4E9", "structure": "#E69F00", "similarity": "#CC79A7", "other": "#303030"}
@@ -120,7 +120,7 @@ def sentence(claim: str, found: "Paired", unit: str) -> str:
 
 
 def edit_table(found: "Edited", way: str) -> Table:
-    from t2i_rl.analysis import mean, paired
+    from t2i_rl.reports.analysis import mean, paired
 
     measured = (found.moved, found.replaced, found.followed)
     moved, _, followed = columns = [{name: values.mean(1) for name, values in each.items()} for each in measured]
@@ -146,7 +146,7 @@ def edit_table(found: "Edited", way: str) -> Table:
 
 def drift_table(stages: Mapping[str, "Observed"]) -> Table | None:
     """None without a stage that was compared with a reference."""
-    from t2i_rl.analysis import mean, mean_where, paired
+    from t2i_rl.reports.analysis import mean, mean_where, paired
 
     moved = {stage: seen for stage, seen in stages.items() if "divergence" in seen.statistics}
     if not moved:
@@ -172,7 +172,7 @@ def drift_table(stages: Mapping[str, "Observed"]) -> Table | None:
 
 
 def region_table(stages: Mapping[str, "Observed"], name: str, title: str, claim: str) -> Table:
-    from t2i_rl.analysis import mean, mean_where, paired
+    from t2i_rl.reports.analysis import mean, mean_where, paired
 
     means = {
         stage: {region: mean_where(seen.statistics[name], held) for region, held in seen.regions.items()}
@@ -280,12 +280,13 @@ def analyse(asked: Analyse) -> None:
     from models.registry import load
     from rewards.detectors.mask2former import Mask2FormerDetector
     from rewards.detectors.shapes import ShapesDetector
-    from t2i_rl import checkpoints
-    from t2i_rl.analysis import Setting, edited, observe
-    from t2i_rl.config import Sampling
-    from t2i_rl.prompts import balanced, load_prompts
-    from t2i_rl.revisit import run_config
-    from t2i_rl.run import CHECKPOINTS
+    from t2i_rl.prompts.prompt import balanced
+    from t2i_rl.prompts.reading import load_prompts
+    from t2i_rl.reports.analysis import Setting, edited, observe
+    from t2i_rl.reports.revisit import run_config
+    from t2i_rl.rollout.sampling import Sampling
+    from t2i_rl.training import checkpoints
+    from t2i_rl.training.run import CHECKPOINTS
 
     config = None if asked.run is None else run_config(asked.run)
     name, dtype = (asked.model, torch.float32) if config is None else (config.model, getattr(torch, config.dtype))

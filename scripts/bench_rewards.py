@@ -3,9 +3,9 @@
     python scripts/bench_rewards.py --json bench.json
     python scripts/bench_rewards.py --device cuda --repeats 10
 
-The scorer is `rewards.clipscore.ClipScore` itself, with CLIP's own transform of each picture, on an open_clip ViT-L/14
-of random weights: what a CLIP-like reward costs. Images and prompts come as a training step sends them, in groups of
-`--group` images of one prompt. A batch reads each prompt once; one by one, it is read again for every image.
+The scorer is `rewards.scorers.clipscore.ClipScore` itself, with CLIP's own transform of each picture, on an open_clip
+ViT-L/14 of random weights: what a CLIP-like reward costs. Images and prompts come as a training step sends them, in
+groups of `--group` images of one prompt. A batch reads each prompt once; one by one, it is read again for every image.
 
 The server is the one that users start, in a process of its own with as many threads as the arms without it, and the
 client is a run's. The arms take turns, so that whatever else the machine does falls on all alike, and must give the
@@ -35,12 +35,13 @@ from numpy import ndarray
 from rich.console import Console
 from rich.table import Table
 
-from rewards.client import Patience, RemoteReward
-from rewards.clip import Clip, evaluation_transform
-from rewards.clipscore import ClipScore
-from rewards.measure import Measure
+from rewards.http.client import Patience, RemoteReward
+from rewards.http.service import Service
 from rewards.reward import Reward, score_images
-from rewards.server import Service, listen
+from rewards.scorers.clip import Clip, evaluation_transform
+from rewards.scorers.clipscore import ClipScore
+from rewards.scorers.measure import Measure
+from rewards.server import listen
 
 ARCHITECTURE = "ViT-L-14-quickgelu"
 SERVED = "clipscore"
@@ -103,7 +104,7 @@ def work(listener: Any, build: Callable[[], Reward], threads: int) -> None:
     """A server, in a process of its own."""
     import uvicorn
 
-    from rewards.app import create_app
+    from rewards.http.app import create_app
 
     torch.set_num_threads(threads)
     app = create_app(build(), Service(SERVED))

@@ -5,7 +5,7 @@
 
 Three arms run the same random Janus-shaped model on the same prompts under the same guidance:
 
-- `ours`: `t2i_rl.sampler.sample_group`, measuring every per-token statistic on the way;
+- `ours`: `t2i_rl.rollout.sampler.sample_group`, measuring every per-token statistic on the way;
 - `transformers`: `JanusForConditionalGeneration.generate(generation_mode="image")`, a static cache of which
   every step reads all slots, masked;
 - `growing`: the loop of the research repositories, branches interleaved, a cache that is concatenated anew
@@ -49,10 +49,10 @@ from transformers import (
 )
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
-from models.janus import JanusPolicy, condition_from_ids
+from models.janus.policy import JanusPolicy, condition_from_ids
 from models.policy import Condition
-from t2i_rl.config import Sampling
-from t2i_rl.sampler import Noise, sample_group
+from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.sampling import Sampling
 
 # What the methods cfg and critical ask for, and both branches' log-probabilities.
 MEASURED = ("entropy", "kl_cond_uncond", "logp_cond", "logp_uncond", "logp_guided")

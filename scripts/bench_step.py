@@ -29,10 +29,11 @@ from transformers import AutoTokenizer
 
 from models.registry import TINY
 from rewards.reward import Scores
-from t2i_rl.config import RolloutConfig, Sampling, TrainConfig, UpdateConfig
-from t2i_rl.methods import find_method
-from t2i_rl.prompts import Prompt
-from t2i_rl.trainer import Trainer
+from t2i_rl.methods.catalogue import find_method
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training.config import RolloutConfig, TrainConfig, UpdateConfig
+from t2i_rl.training.trainer import Trainer
 
 PHASES = ("sample", "decode", "score", "update")
 

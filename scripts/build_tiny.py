@@ -30,14 +30,15 @@ from transformers import (
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from models.janus import JanusPolicy
+from models.janus.policy import JanusPolicy
 from models.policy import Condition
 from rewards.detectors.shapes import ShapesDetector
 from rewards.registry import build as build_reward
-from t2i_rl import shapes_world as world
-from t2i_rl.config import Sampling
-from t2i_rl.evaluation import evaluate
-from t2i_rl.prompts import balanced, load_prompts
+from t2i_rl.prompts import shapes_world as world
+from t2i_rl.prompts.prompt import balanced
+from t2i_rl.prompts.reading import load_prompts
+from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training.evaluation import evaluate
 
 GRID = world.IMAGE_SIZE // world.LATTICE
 CODES = 256

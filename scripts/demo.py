@@ -23,16 +23,18 @@ from models.policy import Policy
 from models.registry import load
 from rewards.errors import RewardError
 from rewards.registry import build
-from t2i_rl import report
-from t2i_rl.checkpoints import latest, write_atomically
-from t2i_rl.config import RewardSpecification
 from t2i_rl.errors import UserError
-from t2i_rl.evaluation import Evaluation, evaluate
-from t2i_rl.heatmap_files import save
-from t2i_rl.heatmaps import token_maps
-from t2i_rl.presets import preset
-from t2i_rl.prompts import balanced, load_prompts
-from t2i_rl.run import CHECKPOINTS, start
+from t2i_rl.outputs import write_atomically
+from t2i_rl.pictures.heatmap_files import save
+from t2i_rl.pictures.heatmaps import token_maps
+from t2i_rl.prompts.prompt import balanced
+from t2i_rl.prompts.reading import load_prompts
+from t2i_rl.reports import report
+from t2i_rl.training.checkpoints import latest
+from t2i_rl.training.config import RewardSpecification
+from t2i_rl.training.evaluation import Evaluation, evaluate
+from t2i_rl.training.presets import preset
+from t2i_rl.training.run import CHECKPOINTS, start
 
 RUN = Path("runs/demo")
 IMAGES_PER_TAG = 100

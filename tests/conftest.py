@@ -5,7 +5,7 @@ import torch
 from transformers import JanusForConditionalGeneration, LlamaConfig
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
-from models.janus import JanusPolicy
+from models.janus.policy import JanusPolicy
 from scripts.build_tiny import build_config, build_tokenizer
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from models.registry import load
-from t2i_rl.check_model import findings
 from t2i_rl.cli import main
-from t2i_rl.config import Sampling
-from t2i_rl.sampler import Noise, sample_group
+from t2i_rl.planning.check_model import findings
+from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.sampling import Sampling
 
 DEVICE = "cuda"
 PROMPTS = ["a photo of a ring", "a photo of a red circle and a blue cross"]

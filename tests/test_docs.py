@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from t2i_rl.cli import main
-from t2i_rl.methods import METHODS, find_method
-from t2i_rl.presets import PRESETS
+from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.training.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -24,17 +24,18 @@ from eval.compbench.scorers import (
     PlaneScorer,
 )
 from eval.compbench.three_in_one import as_key
-from eval.layouts import Layout, file_name
-from eval.manifest import Key, Row, as_json, write_whole
 from eval.prompt_files import in_category, place_in
+from eval.records.layouts import Layout, file_name
+from eval.records.manifest import Key, Row, as_json, write_whole
 from t2i_rl.errors import UserError
-from t2i_rl.prompt_sets import prompt_file
-from t2i_rl.prompts import Prompt, load_prompts
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.prompts.reading import load_prompts
+from t2i_rl.prompts.sets import prompt_file
 
 if TYPE_CHECKING:
     from eval.compbench.blip import Blip
     from eval.compbench.depth import Dpt
-    from rewards.clipscore import ClipScore
+    from rewards.scorers.clipscore import ClipScore
 
 NAME = "t2i-compbench"
 IMAGES_PER_PROMPT = 10
@@ -166,8 +167,8 @@ def _blip(models: Models) -> "Blip":
 
 @cache
 def _clip(models: Models) -> "ClipScore":
-    from eval.provenance import labelled
-    from rewards.clipscore import OPENAI, ClipScore
+    from eval.records.provenance import labelled
+    from rewards.scorers.clipscore import OPENAI, ClipScore
 
     clip = ClipScore.load(models.clip, models.device).clip
     return ClipScore(clip, f"clipscore (cosine, {labelled(models.clip or OPENAI)})")

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from eval.compbench.attributes import as_asked, probability_of_yes
 from eval.compbench.pretrained import pretrained
-from eval.provenance import labelled
+from eval.records.provenance import labelled
 
 SOURCE = "Salesforce/blip-vqa-capfilt-large"
 SIDE = 480  # pixels

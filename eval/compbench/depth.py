@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, DPTForDepthEstimation
 
 from eval.compbench.pretrained import pretrained
 from eval.compbench.spatial import quantised
-from eval.provenance import labelled
+from eval.records.provenance import labelled
 
 SOURCE = "Intel/dpt-hybrid-midas"
 

@@ -16,7 +16,7 @@ from transformers import AutoProcessor, Owlv2ForObjectDetection
 
 from eval.compbench.boxes import Labelled
 from eval.compbench.pretrained import pretrained
-from eval.provenance import labelled
+from eval.records.provenance import labelled
 
 SOURCE = "google/owlv2-base-patch16-ensemble"
 LOWEST = 0.2  # of a confidence; our choice

@@ -17,7 +17,7 @@ from eval.compbench.spatial import depth_score, person, plane_score
 from eval.compbench.three_in_one import three_in_one
 from rewards.errors import RewardError
 from rewards.reward import Reward, score_images
-from t2i_rl.prompts import Prompt
+from t2i_rl.prompts.prompt import Prompt
 
 Pictures = Sequence[UInt8[ndarray, "H W 3"]]
 PLACES = ("on top of", "on bottom of", "on the left", "on the right", "next to", "on side of", "near")  # of `complex`

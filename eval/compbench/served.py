@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.compbench.boxes import Labelled
 from rewards.errors import RewardError
-from rewards.wire import TOKEN_HEADER, TOKEN_VARIABLE
+from rewards.http.wire import TOKEN_HEADER, TOKEN_VARIABLE
 
 IMAGES = 16  # in one request
 TIMEOUT = 120.0  # seconds

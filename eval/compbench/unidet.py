@@ -21,7 +21,7 @@ from fastapi import FastAPI, HTTPException, Request
 
 from eval.compbench.boxes import LONG_SIDE, SHORT_SIDE, Labelled
 from eval.compbench.served import Answer, Found, Health, Question, decode
-from rewards.wire import TOKEN_HEADER, TOKEN_VARIABLE
+from rewards.http.wire import TOKEN_HEADER, TOKEN_VARIABLE
 
 CONFIDENCE = 0.5  # detections must score at least this
 

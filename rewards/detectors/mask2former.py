@@ -28,8 +28,8 @@ from rewards.detectors.coco import CLASSES
 from rewards.detectors.mask2former_keys import UNUSED, config_of, convert
 from rewards.detectors.openmmlab import OFFICIAL, official_weights, weights_name
 from rewards.errors import RewardError
-from rewards.pretrained import load_whole
-from rewards.weights import HUB_ID, fetch_from_hub, read_tensors
+from rewards.files.pretrained import load_whole
+from rewards.files.weights import HUB_ID, fetch_from_hub, read_tensors
 
 FACEBOOK = "facebook/mask2former-swin-small-coco-instance"
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")

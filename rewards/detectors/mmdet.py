@@ -21,7 +21,7 @@ from rewards.detectors.base import Detection
 from rewards.detectors.coco import CLASSES
 from rewards.detectors.openmmlab import OFFICIAL, canonical, official_weights, weights_name
 from rewards.errors import RewardError
-from rewards.weights import read_tensors
+from rewards.files.weights import read_tensors
 
 try:
     import mmdet

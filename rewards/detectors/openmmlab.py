@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from rewards.pins import sha256
-from rewards.weights import fetch
+from rewards.files.pins import sha256
+from rewards.files.weights import fetch
 
 OFFICIAL = "official"
 CONFIG = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from models.registry import find as find_model
-from t2i_rl.config import Sampling
 from t2i_rl.errors import UserError
+from t2i_rl.rollout.sampling import Sampling
 
 if TYPE_CHECKING:
     from models.policy import Policy

@@ -12,8 +12,8 @@ import tyro
 
 from rewards.registry import parse as terms
 from t2i_rl.commands.arguments import Drawing
-from t2i_rl.config import RewardSpecification
 from t2i_rl.errors import UserError
+from t2i_rl.training.config import RewardSpecification
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark, Scorer
@@ -91,7 +91,7 @@ class EvalGenEval(Evaluating):
 
     def benchmark(self) -> Benchmark:
         from eval import geneval
-        from t2i_rl.prompts import load_prompts
+        from t2i_rl.prompts.reading import load_prompts
 
         drawn_by_tiny = self.model == "tiny" and not self.from_images
         source = self.prompts or ("shapes:heldout" if drawn_by_tiny else "geneval")
@@ -100,7 +100,7 @@ class EvalGenEval(Evaluating):
     def scorers(self) -> Mapping[str, Scorer]:
         from eval import geneval
         from rewards.registry import build
-        from t2i_rl.shapes_world import SHAPES
+        from t2i_rl.prompts.shapes_world import SHAPES
 
         asked = [entry["class"] for prompt in self.benchmark().prompts for entry in prompt.metadata["include"]]
         default = "shapes-official" if set(asked) <= set(SHAPES) else "geneval-official"
@@ -246,7 +246,7 @@ class EvalFile(Evaluating):
             return named
         from eval.description import QUESTIONS
         from eval.questions import VARIABLE, QuestionScorer
-        from rewards.endpoint import Endpoint
+        from rewards.judges.endpoint import Endpoint
 
         asked = QuestionScorer(self.description.questions, Endpoint.from_environment(VARIABLE))
         return {**named, QUESTIONS: asked}

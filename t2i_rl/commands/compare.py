@@ -39,11 +39,11 @@ def compare(arguments: Sequence[str]) -> None:
         raise UserError("a run is named more than once: name each once")
     if wanted.draws < 1:
         raise UserError(f"draws is {wanted.draws}: it has to be at least 1")
-    from eval.compare import compare as compare_runs
-    from eval.compare import read_run, shared_metrics
-    from eval.compare_table import WRITERS, markdown
-    from eval.manifest import write_whole
-    from eval.published import rows_of
+    from eval.records.manifest import write_whole
+    from eval.tables.compare import compare as compare_runs
+    from eval.tables.compare import read_run, shared_metrics
+    from eval.tables.compare_table import WRITERS, markdown
+    from eval.tables.published import rows_of
 
     for path in wanted.out:
         if path.suffix not in WRITERS:

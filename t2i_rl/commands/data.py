@@ -13,7 +13,7 @@ from t2i_rl.commands.arguments import parse
 from t2i_rl.errors import UserError
 
 if TYPE_CHECKING:
-    from t2i_rl.shapes_world import Record
+    from t2i_rl.prompts.shapes_world import Record
 
 OutFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 USAGE = """usage: t2i-rl data make NAME [OPTIONS] | get NAME [OPTIONS] | list
@@ -61,7 +61,7 @@ def data(arguments: Sequence[str]) -> None:
     """make, download and list sets of prompts: data make geneval-train"""
     actions = {"make": _make, "get": _get, "list": _list}
     if list(arguments[:1]) in (["-h"], ["--help"]):
-        from t2i_rl.prompt_sets import SETS
+        from t2i_rl.prompts.sets import SETS
 
         made = ", ".join(name for name, known in SETS.items() if known.made)
         got = ", ".join(name for name, known in SETS.items() if known.address or not known.made)
@@ -75,7 +75,7 @@ def data(arguments: Sequence[str]) -> None:
 
 def _make(arguments: Sequence[str]) -> None:
     wanted = parse(Make, arguments, "data make")
-    from t2i_rl import prompt_sets
+    from t2i_rl.prompts import sets as prompt_sets
 
     known = prompt_sets.find_set(wanted.name)
     if not known.made:
@@ -89,11 +89,12 @@ def _make(arguments: Sequence[str]) -> None:
         raise UserError(f"seed is {wanted.seed}: it has to be 0 or more")
     from rich.progress import track
 
-    from t2i_rl.geneval_prompts import lines
+    from t2i_rl.outputs import whole_file
+    from t2i_rl.prompts.geneval import lines
 
     out = wanted.out or prompt_sets.place(wanted.name)
     found, length = _records(wanted.name, total, wanted.seed)
-    with prompt_sets.whole_file(out) as file:
+    with whole_file(out) as file:
         for line in track(lines(found), wanted.name, total=length):
             file.write(line)
     print(f"{out}: {length:,} records")
@@ -102,8 +103,8 @@ def _make(arguments: Sequence[str]) -> None:
 def _records(name: str, total: int, seed: int) -> tuple[Iterable[Record], int]:
     """The records of a set that is made, and how many they are."""
     from rewards.detectors.coco import CLASSES
-    from t2i_rl.geneval_prompts import SEEN, UNSEEN, benchmark, training_records
-    from t2i_rl.prompt_sets import without_leaks
+    from t2i_rl.prompts.geneval import SEEN, UNSEEN, benchmark, training_records
+    from t2i_rl.prompts.sets import without_leaks
 
     if name in TRAINING:
         classes = {"geneval-train": CLASSES, "geneval-train-seen": SEEN, "geneval-unseen": UNSEEN}[name]
@@ -114,8 +115,8 @@ def _records(name: str, total: int, seed: int) -> tuple[Iterable[Record], int]:
 
 def _get(arguments: Sequence[str]) -> None:
     wanted = parse(Get, arguments, "data get")
-    from t2i_rl.prompt_download import get
-    from t2i_rl.prompt_sets import pinned
+    from t2i_rl.prompts.download import get
+    from t2i_rl.prompts.sets import pinned
 
     for name, path in get(wanted.name, wanted.address).items():
         print(f"{name}  {pinned(name)}  {path}")
@@ -127,7 +128,7 @@ def _list(arguments: Sequence[str]) -> None:
         return
     if arguments:
         raise UserError(f"t2i-rl data list lists all sets and takes nothing: leave out {arguments[0]}")
-    from t2i_rl.prompt_sets import SETS, command, pinned, place
+    from t2i_rl.prompts.sets import SETS, command, pinned, place
 
     for name, known in SETS.items():
         print(f"{name}: {known.about}")

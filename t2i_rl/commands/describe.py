@@ -7,9 +7,10 @@ from pathlib import Path
 from models.registry import MODELS, TINY
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import Drawing, parse
-from t2i_rl.config import PlanConfig
 from t2i_rl.errors import UserError
-from t2i_rl.methods import METHODS, describe, find_method
+from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.methods.description import describe
+from t2i_rl.planning.plan_config import PlanConfig
 
 METHODS_HELP = """usage: t2i-rl methods [METHOD]
 
@@ -65,7 +66,7 @@ def plan(arguments: Sequence[str]) -> None:
     wanted = parse(PlanConfig, arguments, "plan")
     find_model(wanted.model)
     from models.architectures import architecture
-    from t2i_rl.plan import report
+    from t2i_rl.planning.plan import report
 
     print("\n".join(report(architecture(wanted.model), wanted)))
 
@@ -74,7 +75,7 @@ def check(arguments: Sequence[str]) -> None:
     """look whether a checkpoint is whole and computes what it should"""
     wanted = parse(Check, arguments, "check")
     policy, sampling = wanted.load()
-    from t2i_rl.check_model import Finding, findings
+    from t2i_rl.planning.check_model import Finding, findings
 
     wanted.out.parent.mkdir(parents=True, exist_ok=True)
     wrong = 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eval.benchmark import Benchmark
     from eval.images import Source
     from models.policy import Policy
-    from t2i_rl.config import Sampling
+    from t2i_rl.rollout.sampling import Sampling
 
     Model = tuple[Policy, Sampling, dict[str, str]]
 
@@ -67,7 +67,7 @@ def own_device(device: str) -> str:
 
 def loaded(wanted: Evaluating) -> Model:
     """The model, how it is sampled, and the checksums of its weights."""
-    from eval.provenance import model_weights
+    from eval.records.provenance import model_weights
 
     return *wanted.load(), model_weights(wanted.model)
 
@@ -75,8 +75,8 @@ def loaded(wanted: Evaluating) -> Model:
 def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> None:
     """Evaluate, and show the figures once all processes are done."""
     from eval import runner
-    from eval.manifest import Shard
-    from eval.report import table
+    from eval.records.manifest import Shard
+    from eval.tables.report import table
 
     shard = Shard.from_environment()
     scorers = {} if wanted.generate_only else wanted.scorers()

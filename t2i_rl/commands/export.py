@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from models.files.adapter import is_adapter
 from models.registry import find as find_model
-from models.registry import is_adapter
 from t2i_rl.commands.arguments import Precision, parse
 from t2i_rl.errors import UserError
 

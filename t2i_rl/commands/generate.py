@@ -34,7 +34,8 @@ def generate(arguments: Sequence[str]) -> None:
     """draw images of prompts"""
     wanted = parse(Generate, arguments, "generate")
     from t2i_rl.outputs import check_free
-    from t2i_rl.prompts import Prompt, load_prompts
+    from t2i_rl.prompts.prompt import Prompt
+    from t2i_rl.prompts.reading import load_prompts
 
     check_free(wanted.out)
     is_file = len(wanted.prompts) == 1 and Path(wanted.prompts[0]).suffix in (".jsonl", ".txt")
@@ -42,7 +43,7 @@ def generate(arguments: Sequence[str]) -> None:
     if not prompts:
         raise UserError("there is nothing to draw: give prompts, or a .jsonl or .txt file of them")
     policy, sampling = wanted.load()
-    from t2i_rl.generate import write_images
+    from t2i_rl.pictures.image_files import write_images
 
     write_images(
         wanted.out, policy, prompts, wanted.images_per_prompt, sampling, wanted.seed, wanted.batch, wanted.model

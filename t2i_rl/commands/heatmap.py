@@ -9,7 +9,7 @@ import tyro
 
 from t2i_rl.commands.arguments import Drawing, parse
 from t2i_rl.errors import UserError
-from t2i_rl.methods import find_method
+from t2i_rl.methods.catalogue import find_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,13 @@ def heatmap(arguments: Sequence[str]) -> None:
     from t2i_rl.outputs import check_free
 
     check_free(wanted.out)
-    from t2i_rl.heatmap_files import save
-    from t2i_rl.heatmaps import LOOKS, token_maps
+    from t2i_rl.pictures.heatmap_files import save
+    from t2i_rl.pictures.heatmaps import LOOKS, token_maps
 
     if unknown := [name for name in wanted.maps if name not in LOOKS]:
         raise UserError(f"there is no map {unknown[0]!r}: choose from {', '.join(LOOKS)}")
     if wanted.from_run is not None and wanted.step is not None:
-        from t2i_rl.revisit import Seen, seen_maps
+        from t2i_rl.reports.revisit import Seen, seen_maps
 
         found = seen_maps(Seen(wanted.from_run, wanted.step, wanted.row, wanted.device))
     else:

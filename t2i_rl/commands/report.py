@@ -39,8 +39,8 @@ class Report:
 def report(arguments: Sequence[str]) -> None:
     """write one page about one or several runs"""
     wanted = parse(Report, arguments, "report")
-    from t2i_rl import report as pages
-    from t2i_rl.checkpoints import write_atomically
+    from t2i_rl.outputs import write_atomically
+    from t2i_rl.reports import report as pages
 
     read = [
         pages.read(run, name, wanted.prompt, wanted.device)

@@ -8,5 +8,6 @@ from t2i_rl.commands.arguments import parse
 def serve(arguments: Sequence[str]) -> None:
     """serve a reward to runs on this machine or others: serve shapes"""
     from rewards import server
+    from rewards.http.service import Service
 
-    server.serve(parse(server.Service, arguments, "serve"))
+    server.serve(parse(Service, arguments, "serve"))

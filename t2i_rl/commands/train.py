@@ -8,13 +8,14 @@ from typing import Annotated
 import tyro
 
 from models.registry import find as find_model
-from t2i_rl.checks import check_settings
 from t2i_rl.commands.arguments import one_sentence, parse
-from t2i_rl.config import RewardSpecification, TrainConfig, override, read_settings
-from t2i_rl.dry_run import report
-from t2i_rl.methods import find_method
-from t2i_rl.presets import find_preset, preset, preset_name
-from t2i_rl.variants import base_name
+from t2i_rl.methods.catalogue import find_method
+from t2i_rl.methods.variants import base_name
+from t2i_rl.planning.dry_run import report
+from t2i_rl.settings import override, read_settings
+from t2i_rl.training.checks import check_settings
+from t2i_rl.training.config import RewardSpecification, TrainConfig
+from t2i_rl.training.presets import find_preset, preset, preset_name
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def train(arguments: Sequence[str]) -> None:
     """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
         again = parse(Resume, arguments, "train --resume RUN")
-        from t2i_rl.run import resume
+        from t2i_rl.training.run import resume
 
         finished = resume(again.resume, again.steps, again.device)
     else:
@@ -95,7 +96,7 @@ def train(arguments: Sequence[str]) -> None:
         if resolved.dry_run:
             print("\n".join(report(resolved.config, resolved.preset)))
             return
-        from t2i_rl.run import start
+        from t2i_rl.training.run import start
 
         finished = start(resolved.config)
     print(f"{finished}: see reward.png, samples.png and metrics.jsonl")

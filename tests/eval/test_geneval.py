@@ -11,17 +11,18 @@ from eval import geneval
 from eval.geneval import GenEvalScorer
 from eval.images import Generation
 from eval.runner import run
-from models.janus import JanusPolicy
+from models.janus.policy import JanusPolicy
 from rewards.detectors.base import Detection
 from rewards.detectors.shapes import PaletteColours, ShapesDetector
 from rewards.errors import RewardError
-from rewards.geneval_reward import GenEvalReward
+from rewards.geneval.reward import GenEvalReward
 from rewards.registry import build
 from rewards.reward import Scores
-from t2i_rl import evaluation
 from t2i_rl.cli import main
-from t2i_rl.config import Sampling
-from t2i_rl.prompts import Prompt, balanced, load_prompts
+from t2i_rl.prompts.prompt import Prompt, balanced
+from t2i_rl.prompts.reading import load_prompts
+from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training import evaluation
 from tests.eval.small import ByPixel, lines
 
 SAMPLING = Sampling(guidance_scale=3.0)

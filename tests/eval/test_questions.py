@@ -10,14 +10,14 @@ import pytest
 
 from eval.description import read
 from eval.questions import Question, QuestionScorer
-from rewards.endpoint import Endpoint
 from rewards.errors import RewardError
+from rewards.judges.endpoint import Endpoint
 from t2i_rl.cli import main
-from t2i_rl.prompts import Prompt
+from t2i_rl.prompts.prompt import Prompt
 from tests.conftest import random_janus
 from tests.eval.small import lines
+from tests.rewards.judges.test_judge import HASTY, Reply, endpoint, level, likely
 from tests.rewards.servers import answering
-from tests.rewards.test_judge import HASTY, Reply, endpoint, level, likely
 
 EXAMPLES = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[2] / "docs/add-a-benchmark.md").read_text(), re.S)
 

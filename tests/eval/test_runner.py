@@ -8,13 +8,13 @@ import pytest
 
 from eval.benchmark import Benchmark, Metric, RewardScorer
 from eval.images import Generation, Given
-from eval.manifest import Shard
+from eval.records.manifest import Shard
 from eval.runner import run
-from models.janus import JanusPolicy
+from models.janus.policy import JanusPolicy
 from rewards.errors import RewardError
-from t2i_rl.config import Sampling
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import Prompt
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.rollout.sampling import Sampling
 from tests.eval.small import ByPixel, lines
 
 PROMPTS = tuple(Prompt(f"a photo of {name}", {"category": name[-1]}) for name in ("a ring", "two rings", "a square"))

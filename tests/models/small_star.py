@@ -6,9 +6,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
-from models.star import NullText, StarConfig, StarPolicy
-from models.star_transformer import StarSizes, StarTransformer
-from models.star_vae import StarVae
+from models.star.policy import NullText, StarConfig, StarPolicy
+from models.star.transformer import StarSizes, StarTransformer
+from models.star.vae import StarVae
 
 WORDS = ["a", "and", "blue", "circle", "of", "photo", "red", "ring", "rings", "square", "two"]
 ENDS = ("<|startoftext|>", "<|endoftext|>")

@@ -14,7 +14,7 @@ from models.lora import LoraPolicy, adapt
 from models.policy import Policy
 from models.registry import load
 from t2i_rl.cli import main
-from t2i_rl.logprobs import score
+from t2i_rl.rollout.log_probs import score
 from tests.models.families import FAMILIES, save_family
 
 PROMPTS = ["a photo of a red circle", "a photo of two squares"]

@@ -10,7 +10,7 @@ from models.errors import ModelError
 from models.policy import Policy
 from models.registry import load
 from models.trainable import choose_trainable
-from t2i_rl.logprobs import score
+from t2i_rl.rollout.log_probs import score
 from tests.models.families import FAMILIES, save_family
 
 PROMPTS = ["a photo of a red circle", "two squares"]

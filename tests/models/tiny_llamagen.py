@@ -12,8 +12,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, T5Config, T5Encod
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from models.llamagen_transformer import LlamaGenTransformer, Naming
-from models.vq import original_weights
+from models.llamagen.transformer import LlamaGenTransformer, Naming
+from models.parts.vq import original_weights
 
 WORDS = ["a", "photo", "of", "red", "green", "blue", "circle", "square", "ring", "and", "two", "three"]
 CODES, GRID, PIXELS = 32, 4, 16

@@ -11,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rewards.clip import evaluation_transform
-from rewards.colors import GREY, color_logits, cut_out, sentences, text_classifier
 from rewards.detectors.base import Detection
 from rewards.detectors.mask2former import fitted, instances, preprocess
-from rewards.geneval import (
+from rewards.geneval.colors import GREY, color_logits, cut_out, sentences, text_classifier
+from rewards.geneval.rules import (
     COLORS,
     GenEvalOptions,
     iou,
@@ -26,6 +25,7 @@ from rewards.geneval import (
     relative_position,
     summarise,
 )
+from rewards.scorers.clip import evaluation_transform
 from tests.parity.golden import golden_folder
 
 EXACT = {"rel": 0, "abs": 1e-9}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rewards.clip import cosine, load_clip
-from rewards.hpsv2 import preprocess
+from rewards.scorers.clip import cosine, load_clip
+from rewards.scorers.hpsv2 import preprocess
 from tests.parity.golden import golden_folder
 
 

@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 
-from models import deepseek, llama
-from models.janus import JanusPolicy, condition_from_ids
-from models.janus_checkpoint import BEGIN_OF_IMAGE, BOS, PAD, JanusCheckpoint
+from models.janus import deepseek
+from models.janus.checkpoint import BEGIN_OF_IMAGE, BOS, PAD, JanusCheckpoint
+from models.janus.policy import JanusPolicy, condition_from_ids
+from models.parts import llama
 from models.policy import Condition
 from tests.parity.golden import golden_folder
 

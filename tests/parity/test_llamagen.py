@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.llamagen import LlamaGenPolicy
-from models.llamagen_transformer import LlamaGenTransformer, rope_table
+from models.llamagen.policy import LlamaGenPolicy
+from models.llamagen.transformer import LlamaGenTransformer, rope_table
+from models.parts.vq import load_vq, original_weights
 from models.policy import Condition
-from models.vq import load_vq, original_weights
-from t2i_rl.config import Sampling
-from t2i_rl.rollout import Rollout
-from t2i_rl.sampler import Noise, filtered, sample_group
+from t2i_rl.rollout.groups import Rollout
+from t2i_rl.rollout.sampler import Noise, filtered, sample_group
+from t2i_rl.rollout.sampling import Sampling
 from tests.parity.golden import golden_folder
 
 GOLDEN = "llamagen"

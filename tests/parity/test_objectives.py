@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.policy import TokenLayout
-from t2i_rl.credit import TokenCredit
-from t2i_rl.credit.critical import DynamicWeight, critical_classes, lowest, middle
-from t2i_rl.credit.guidance import power_weights
-from t2i_rl.distribution import mix
-from t2i_rl.objectives import Loss, Objective, Replay, Rows, denominators, k3, policy_loss
-from t2i_rl.statistics import entropy, kl_divergence
-from t2i_rl.surrogates import Clipped
+from t2i_rl.methods.credit.critical import DynamicWeight, critical_classes, lowest, middle
+from t2i_rl.methods.credit.guidance import power_weights
+from t2i_rl.methods.credit.rule import TokenCredit
+from t2i_rl.methods.objectives import Loss, Objective, Rows, denominators, k3, policy_loss
+from t2i_rl.methods.surrogates import Clipped
+from t2i_rl.rollout.distribution import mix
+from t2i_rl.rollout.log_probs import Replay
+from t2i_rl.rollout.statistics import entropy, kl_divergence
 from t2i_rl.tokenmaps import (
     entropy_gradient,
     gradient,

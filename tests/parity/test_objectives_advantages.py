@@ -5,19 +5,19 @@ from collections.abc import Iterator
 import pytest
 from torch import Tensor
 
-from t2i_rl.advantages import (
+from t2i_rl.methods.advantages import (
     AdvantageRule,
     BestOfGroup,
-    EntropyReward,
     LeaveOneOut,
     Scale,
     VirtualBest,
     WinRate,
     advantages,
-    weighted_sum,
     win_rates,
 )
-from t2i_rl.baselines import Tracker
+from t2i_rl.methods.baselines import Tracker
+from t2i_rl.methods.entropy_reward import EntropyReward
+from t2i_rl.methods.reward_mixing import weighted_sum
 from tests.parity.test_objectives import close, each, parameters, read
 
 

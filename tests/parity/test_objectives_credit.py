@@ -5,18 +5,19 @@ import torch
 from torch import Tensor
 
 from models.policy import Condition
-from t2i_rl.credit import Context, CreditRule, TokenCredit
-from t2i_rl.credit.d3s import DownSampling, most_varied
-from t2i_rl.credit.entropy import EntropyTokens, above_quantile
-from t2i_rl.credit.guidance import GuidanceContrast, contrast, kl_factor
-from t2i_rl.credit.oar import ReshapedImportance
-from t2i_rl.credit.stage import DissimilarTokens
-from t2i_rl.credit.tw import DivergentPositions
-from t2i_rl.credit.ucas import UncertaintyShaping
-from t2i_rl.credit.vppo import PerceptiveTokens
-from t2i_rl.objectives import Objective, Replay, Rows, denominators, policy_loss
-from t2i_rl.rollout import Rollout
-from t2i_rl.statistics import STATISTICS, StepLogits
+from t2i_rl.methods.credit.d3s import DownSampling, most_varied
+from t2i_rl.methods.credit.entropy import EntropyTokens, above_quantile
+from t2i_rl.methods.credit.guidance import GuidanceContrast, contrast, kl_factor
+from t2i_rl.methods.credit.oar import ReshapedImportance
+from t2i_rl.methods.credit.rule import Context, CreditRule, TokenCredit
+from t2i_rl.methods.credit.stage import DissimilarTokens
+from t2i_rl.methods.credit.tw import DivergentPositions
+from t2i_rl.methods.credit.ucas import UncertaintyShaping
+from t2i_rl.methods.credit.vppo import PerceptiveTokens
+from t2i_rl.methods.objectives import Objective, Rows, denominators, policy_loss
+from t2i_rl.rollout.groups import Rollout
+from t2i_rl.rollout.log_probs import Replay
+from t2i_rl.rollout.statistics import STATISTICS, StepLogits
 from tests.parity.test_objectives import check_gradient, close, each, parameters, read, square
 
 

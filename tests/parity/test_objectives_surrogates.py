@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2i_rl.credit import TokenCredit
-from t2i_rl.objectives import Loss, Objective, Replay, Rows, denominators, kl_terms, policy_loss
-from t2i_rl.surrogates import Cispo, Clipped, DualClipped, Sapo, Surrogate, TwoSided
+from t2i_rl.methods.credit.rule import TokenCredit
+from t2i_rl.methods.objectives import Loss, Objective, Rows, denominators, kl_terms, policy_loss
+from t2i_rl.methods.surrogates import Cispo, Clipped, DualClipped, Sapo, Surrogate, TwoSided
+from t2i_rl.rollout.log_probs import Replay
 from tests.parity.test_objectives import check_gradient, close, parameters, read
 
 CASES = sorted(case for case, held in read("surrogates").items() if "loss" in held)

@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.policy import Condition
-from models.star import NullText, StarConfig, StarPolicy
-from models.star_transformer import StarTransformer
-from models.star_vae import StarVae, sizes_of
-from t2i_rl.config import Sampling
-from t2i_rl.distribution import filtered
-from t2i_rl.sampler import Noise, sample_group
+from models.star.policy import NullText, StarConfig, StarPolicy
+from models.star.transformer import StarTransformer
+from models.star.vae import StarVae, sizes_of
+from t2i_rl.rollout.distribution import filtered
+from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.sampling import Sampling
 from tests.models.small_star import random_text_encoder, word_tokenizer
 from tests.parity.golden import golden_folder
 

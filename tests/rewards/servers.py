@@ -13,9 +13,10 @@ import torch
 import uvicorn
 from numpy import ndarray
 
-from rewards.app import create_app
+from rewards.http.app import create_app
+from rewards.http.service import Service
 from rewards.reward import Reward, Scores
-from rewards.server import Service, listen
+from rewards.server import listen
 
 IMAGES = [np.full((4, 6, 3), value, dtype=np.uint8) for value in range(8)]
 PROMPTS = [f"prompt {row}" for row in range(8)]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rewards import calibrate
 from rewards.calibrate import Agreement, agreement
-from t2i_rl.shapes_world import Shape, render
+from t2i_rl.prompts.shapes_world import Shape, render
 
 
 def test_shares_are_counted_by_tag_and_over_all() -> None:

@@ -76,7 +76,8 @@ def away(file: Path) -> set[str]:
     return {name for name, owners in packages_distributions().items() if not found & {*map(plain, owners)}}
 
 
-SCORERS = "aesthetic clipscore hpsv2 imagereward judge pickscore calibrate client"
+NETWORKS = " ".join(f"scorers.{name}" for name in ("aesthetic", "clipscore", "hpsv2", "imagereward", "pickscore"))
+SCORERS = f"{NETWORKS} judges.judge calibrate http.client"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from rewards import registry
 from rewards.errors import RewardError
-from rewards.judge_forms import read_form
+from rewards.judges.forms import read_form
 from rewards.registry import BUILDERS, RANGES, build
 from rewards.reward import score_images
 from tests.parity.golden import DEFAULT
@@ -120,7 +120,7 @@ def test_the_shapes_need_nothing_beyond_the_servers_own_requirements() -> None:
         "import sys\n"
         "for name in ('open_clip', 'transformers', 'torchvision', 'httpx', 'huggingface_hub', 'safetensors'):\n"
         "    sys.modules[name] = None\n"
-        "import rewards.server, rewards.app\n"
+        "import rewards.server, rewards.http.app\n"
         "from rewards.registry import BUILDERS, build\n"
         "from rewards.errors import RewardError\n"
         "for name in BUILDERS:\n"

@@ -10,19 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rewards.colors import ClipColors
 from rewards.detectors.base import Subject
 from rewards.errors import RewardError
-from rewards.geneval import TAGS
+from rewards.geneval.colors import ClipColors
+from rewards.geneval.rules import TAGS
 from rewards.registry import BUILDERS, build
 from rewards.reward import Scores
 from scripts.demo import RUN, SETTINGS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
-from t2i_rl.config import TrainConfig, flat, override
-from t2i_rl.geneval_prompts import lines, training_records
-from t2i_rl.presets import PRESETS
-from t2i_rl.prompt_sets import place
+from t2i_rl.prompts.geneval import lines, training_records
+from t2i_rl.prompts.sets import place
+from t2i_rl.settings import override
+from t2i_rl.training.config import TrainConfig, flat
+from t2i_rl.training.presets import PRESETS
 from tests.conftest import random_janus
 from tests.rewards.servers import serving
 from tests.rewards.tiny_clip import save_tiny_clip

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from rewards.imagereward import HEAD_WIDTH
+from rewards.scorers.imagereward import HEAD_WIDTH
 from tests.parity.golden import DEFAULT
 from tests.rewards.tiny_clip import CONFIG, save_tiny_clip
 

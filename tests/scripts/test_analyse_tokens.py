@@ -10,7 +10,7 @@ from PIL import Image
 
 from scripts.analyse_tokens import edit_table, main, region_table, sentence
 from t2i_rl import cli
-from t2i_rl.analysis import Edited, Observed, Paired
+from t2i_rl.reports.analysis import Edited, Observed, Paired
 from tests.rewards.tiny_scorers import save_detector
 from tests.t2i_rl.small_runs import train_words
 

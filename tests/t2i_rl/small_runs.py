@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from models.janus import JanusPolicy
+from models.janus.policy import JanusPolicy
 from rewards.registry import BUILDERS
 from rewards.reward import Scores
 from t2i_rl.cli import main
-from t2i_rl.collect import Collected
-from t2i_rl.rollout import Groups, Rollout
-from t2i_rl.tracking import Tracker
-from t2i_rl.trainer import Trainer
+from t2i_rl.rollout.groups import Groups, Rollout
+from t2i_rl.training.collecting import Collected
+from t2i_rl.training.metrics_log import Tracker
+from t2i_rl.training.trainer import Trainer
 
 STEPS = 5
 DIES_AT = 4  # the second checkpoint

@@ -1,0 +1,87 @@
+"""What figures were made with: versions of what computed them, checksums of weights and prompts."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from eval.records.manifest import digest
+from models.registry import find
+from rewards.files.pins import pins, sha256
+from t2i_rl.prompts.prompt import Prompt
+
+PACKAGES = ("t2i-rl", "torch", "torchvision", "transformers", "open-clip-torch", "numpy", "pillow")
+OPTIONAL = ("spacy", "en-core-web-sm")  # they change T2I-CompBench's questions
+COPIES = (  # environment variables that name weights, and the forms of judges (docs/rewards.md)
+    "T2I_RL_DETECTOR",
+    "T2I_RL_DETECTOR_FACEBOOK",
+    "T2I_RL_CLIP",
+    "T2I_RL_HPSV2",
+    "T2I_RL_HPSV2_0",
+    "T2I_RL_PICKSCORE",
+    "T2I_RL_IMAGEREWARD",
+    "T2I_RL_CLIPSCORE",
+    "T2I_RL_AESTHETIC",
+    "T2I_RL_JUDGE_FORM",
+    "T2I_RL_DEQA_FORM",
+    "T2I_RL_UNIFIEDREWARD_FORM",
+)
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in (*PACKAGES, *OPTIONAL):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """The SHA-256 of prompts with their metadata, in their order."""
+    return digest([[prompt.text, dict(prompt.metadata)] for prompt in prompts])
+
+
+def weights_of(source: str | Path) -> dict[str, str]:
+    """The SHA-256 of a file, or of every weights file of a folder; of a hub repository the revision that lies here.
+
+    Nothing where neither is known. To be asked after the weights were loaded.
+    """
+    source = Path(source)
+    if source.is_file():
+        return {source.name: sha256(source)}
+    if source.is_dir():
+        return {path.name: sha256(path) for path in sorted(source.iterdir()) if path.suffix in WEIGHTS}
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = "/".join(source.parts[:2])
+    name = "/".join(source.parts[2:]) or "config.json"
+    cached = try_to_load_from_cache(repository, name)
+    return {"revision": Path(cached).parents[len(Path(name).parts) - 1].name} if isinstance(cached, str) else {}
+
+
+def model_weights(model: str) -> dict[str, str]:
+    """`weights_of` a registered name, a checkpoint folder or a hub repository."""
+    return weights_of(find(model).source)
+
+
+def labelled(source: str | Path) -> str:
+    """The name of a file, folder or repository, and the first digits of what tells its weights from others."""
+    known = weights_of(source)
+    return f"{Path(source).name} {digest(known)[:8]}" if known else Path(source).name
+
+
+def scorer_weights() -> dict[str, Any]:
+    """What this machine's scorers are made of, whether this evaluation used them or not.
+
+    `fetched`: the SHA-256 of every file that the cache of rewards has recorded, by where it is from; `given`: those of
+    the copies that the environment names.
+    """
+    fetched = {key: seen["sha256"] for key, seen in sorted(pins().items()) if not key.startswith("prompts:")}
+    given = {name: weights_of(os.environ[name]) for name in COPIES if os.environ.get(name)}
+    return {"fetched": fetched, "given": given}

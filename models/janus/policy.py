@@ -1,0 +1,222 @@
+"""Janus-Pro as a policy, on transformers' own `JanusForConditionalGeneration`.
+
+Prompt: `<|User|>: {prompt}`, a blank line, `<|Assistant|>:<begin_of_image>`; where the checkpoint's `config.json` has
+`"prompt_style": "plain"`, the roles are `User` and `Assistant`, as T2I-R1 and both papers' releases train (one of them
+then samples with the others). The unconditional branch is
+a row of the same length whose positions between BOS and begin-of-image are PAD, all visible. Prompts of
+different lengths are left-padded; what padding adds is hidden by length, never by token id, and positions
+count real tokens only, so a prompt's logits are those it has alone.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from transformers import JanusForConditionalGeneration, LlamaModel, PreTrainedTokenizerBase
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.utils import logging
+
+from models.errors import ModelError
+from models.janus.checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoint, save_deepseek
+from models.parts import llama
+from models.parts.packed import packed
+from models.policy import Condition, TokenLayout
+
+ROLES = {"pro": ("<|User|>", "<|Assistant|>"), "plain": ("User", "Assistant")}  # by prompt style
+DEFAULT_GUIDANCE = 5.0  # of the official demo
+DECODE_BATCH = 32  # images per pass of the pixel decoder
+
+
+@dataclass
+class JanusState:
+    """One decoding run: weights, cache, rotary tables by slot, what may be seen, the newest hidden state."""
+
+    decoder: LlamaModel
+    image_head: torch.nn.Module
+    cache: llama.KeyValueCache
+    cos: Float[Tensor, "B 1 slots d"]
+    sin: Float[Tensor, "B 1 slots d"]
+    visible: Bool[Tensor, "B 1 1 slots"] | None
+    branches: int
+    hidden: Float[Tensor, "B 1 D"]
+
+
+class JanusPolicy:
+    """A Janus-Pro model and its tokenizer behind the `Policy` protocol."""
+
+    def __init__(
+        self,
+        model: JanusForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        parts: DeepSeekParts | None = None,
+    ) -> None:
+        """parts: what a checkpoint in DeepSeek's format has beside the model; with them, `save` writes that format."""
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.parts = parts
+        self.language_model.requires_grad_(True)
+        # Pixels are decoded in float32 whatever the language model runs in.
+        self.model.model.vqmodel.float()
+        side = cast(JanusVQVAEConfig, model.config.vq_config).num_patches
+        self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
+        self.default_guidance = model.generation_config.guidance_scale or DEFAULT_GUIDANCE
+        self.prompt_style = getattr(model.config, "prompt_style", "pro")
+        if self.prompt_style not in ROLES:
+            raise ModelError(
+                f"config.json has the prompt_style {self.prompt_style!r}: choose one of {', '.join(ROLES)}"
+            )
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
+        """From a folder or a hub id, in either format. Raises ModelError for what is not a whole Janus."""
+        checkpoint = JanusCheckpoint.open(source)
+        tokenizer = checkpoint.tokenizer()
+        return cls(checkpoint.model(dtype, device), tokenizer, checkpoint.deepseek_parts())
+
+    @property
+    def module(self) -> JanusForConditionalGeneration:
+        return self.model
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        return self.language_model.layers
+
+    @property
+    def language_model(self) -> LlamaModel:
+        return cast(LlamaModel, self.model.model.language_model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.norm.weight.device
+
+    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+        """Token ids `[2, P, L]`, left-padded, and their true lengths `[2, P]`."""
+        rows = self._token_ids(prompts)
+        if negative_prompts is None:
+            pad = self.tokenizer.pad_token_id
+            null_rows = [[row[0], *[pad] * (len(row) - 2), row[-1]] for row in rows]
+        else:
+            null_rows = self._token_ids(negative_prompts)
+        return condition_from_ids(tuple(prompts), [rows, null_rows], self.tokenizer.pad_token_id, self.device)
+
+    def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        user, assistant = ROLES[self.prompt_style]
+        texts = [f"{user}: {prompt.strip()}\n\n{assistant}:{BEGIN_OF_IMAGE}" for prompt in prompts]
+        # Whether a tokenizer adds BOS itself depends on its files and on who reads them, so it is not asked to.
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [[self.tokenizer.bos_token_id, *row] for row in rows]
+
+    def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
+        """Constant over the image."""
+        return torch.full((self.layout.tokens,), scale, device=self.device)
+
+    @torch.no_grad()
+    def prefill(self, condition: Condition, group_size: int, branches: int) -> JanusState:
+        """Each distinct row is read once: the null rows of prompts of one length are the same row."""
+        ids, lengths = condition.tensors["ids"][:branches], condition.tensors["lengths"][:branches]
+        keyed = torch.cat([lengths[..., None], ids], dim=-1).flatten(0, 1)
+        distinct, owner = keyed.unique(dim=0, return_inverse=True)
+        pads = ids.shape[-1] - distinct[:, 0]
+        width, slots = ids.shape[-1], ids.shape[-1] + self.layout.tokens - 1
+
+        cache = llama.KeyValueCache.empty(self.language_model, len(distinct), width)
+        cos, sin = self._rope(pads, slots)
+        rope = cos[:, :, :width], sin[:, :, :width]
+        embedded = self.language_model.embed_tokens(distinct[:, 1:])
+        hidden = llama.run(self.language_model, embedded, rope, llama.causal_mask(pads, width), cache)
+
+        rows = owner.repeat_interleave(group_size)
+        seen = torch.arange(slots, device=self.device) >= pads[rows, None]
+        return JanusState(
+            decoder=packed(self.language_model),
+            image_head=packed(self.model.model.generation_head),
+            cache=cache.expand(rows, slots),
+            cos=cos[rows],
+            sin=sin[rows],
+            visible=seen[:, None, None] if bool(pads.any()) else None,
+            branches=branches,
+            hidden=hidden[rows, -1:],
+        )
+
+    @torch.no_grad()
+    def next_logits(self, state: JanusState) -> Float[Tensor, "K R 1 V"]:
+        return state.image_head(state.hidden).float().unflatten(0, (state.branches, -1))
+
+    @torch.no_grad()
+    def append(self, state: JanusState, tokens: Int[Tensor, "R 1"]) -> None:
+        embedded = self._embed(tokens).repeat(state.branches, 1, 1)
+        slot = state.cache.length
+        rope = state.cos[:, :, slot : slot + 1], state.sin[:, :, slot : slot + 1]
+        visible = None if state.visible is None else state.visible[..., : slot + 1]
+        state.hidden = llama.run(state.decoder, embedded, rope, visible, state.cache)
+
+    def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
+        ids, lengths = condition.tensors["ids"][:branches], condition.tensors["lengths"][:branches]
+        ids, pads = ids.flatten(0, 1), (ids.shape[-1] - lengths).flatten()
+        image = self._embed(tokens[:, :-1]).repeat(branches, 1, 1)
+        embedded = torch.cat([self.language_model.embed_tokens(ids), image], dim=1)
+        width = embedded.shape[1]
+        rope, mask = self._rope(pads, width), llama.causal_mask(pads, width)
+        states = llama.run(self.language_model, embedded, rope, mask, recompute=self.gradient_checkpointing)
+        return states[:, ids.shape[-1] - 1 :].unflatten(0, (branches, -1))
+
+    def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        return self.model.model.generation_head(hidden).float()
+
+    def token_embeddings(
+        self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]
+    ) -> Float[Tensor, "R N E"]:
+        """The aligned generation embeddings, or the unit-length codebook rows."""
+        if kind == "lm_input":
+            return self._embed(tokens)
+        return F.normalize(self.model.model.vqmodel.quantize.embedding(tokens), dim=-1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
+        """Pixels, truncated to bytes as the official code does."""
+        pixels = torch.cat([self.model.model.vqmodel.decode(part) for part in tokens.split(DECODE_BATCH)])
+        return ((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+
+    def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The language model's, as in both GCPO papers; heads, aligners and the VQ stay fixed."""
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def reference(self) -> Self:
+        shared = {id(tensor): tensor for tensor in self.model.parameters() if not tensor.requires_grad}
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model, memo=dict(shared)).requires_grad_(False)
+        return twin
+
+    def save(self, path: Path) -> None:
+        if self.parts is None:
+            logging.disable_progress_bar()
+            self.model.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+        else:
+            save_deepseek(path, self.model, self.parts)
+
+    def _embed(self, tokens: Int[Tensor, "R T"]) -> Float[Tensor, "R T D"]:
+        return self.model.prepare_embeddings_for_image_generation(tokens)
+
+    def _rope(self, pads: Int[Tensor, " B"], slots: int) -> tuple[Float[Tensor, "B 1 S d"], Float[Tensor, "B 1 S d"]]:
+        """Rotary tables by slot; positions count from the first real token."""
+        positions = (torch.arange(slots, device=pads.device) - pads[:, None]).clamp(min=0)
+        cos, sin = llama.rope_table(self.language_model, slots)
+        return cos[positions][:, None], sin[positions][:, None]
+
+
+def condition_from_ids(
+    prompts: tuple[str, ...], branches: Sequence[Sequence[Sequence[int]]], pad: int, device: torch.device
+) -> Condition:
+    """Left-pad the token ids of all branches to one width."""
+    width = max(len(row) for rows in branches for row in rows)
+    ids = torch.tensor([[[pad] * (width - len(row)) + list(row) for row in rows] for rows in branches])
+    lengths = torch.tensor([[len(row) for row in rows] for rows in branches])
+    return Condition(prompts, {"ids": ids.to(device), "lengths": lengths.to(device)})

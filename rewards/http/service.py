@@ -1,0 +1,40 @@
+"""The settings of a reward server. Without torch: the command line shows them in its help."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from rewards.errors import RewardError
+from rewards.registry import check_name, check_servable
+
+
+@dataclass(frozen=True)
+class Service:
+    """Serve a reward to runs on this machine or others, until Ctrl-C or SIGTERM.
+
+    If T2I_RL_REWARD_TOKEN is set in the environment, only clients that have it set to the same are answered.
+
+    Attributes:
+        reward: the name of the reward.
+        host: the address to listen on; 0.0.0.0 lets other machines in.
+        port: 0 takes any free one.
+        device: where the reward runs, such as cpu or cuda.
+        batch: images scored at once, of all clients together.
+    """
+
+    reward: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REWARD")]
+    host: str = "127.0.0.1"
+    port: int = 8100
+    device: str = "cpu"
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        check_name(self.reward)
+        check_servable(self.reward)
+        for name, value, holds, wanted in (
+            ("port", self.port, 0 <= self.port < 2**16, "in 0..65535"),
+            ("batch", self.batch, self.batch >= 1, "at least 1"),
+        ):
+            if not holds:
+                raise RewardError(f"{name} is {value}: it has to be {wanted}")

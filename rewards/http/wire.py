@@ -1,0 +1,246 @@
+"""What a reward server and its clients say to each other: version 1.
+
+    GET  /health    -> Health
+    GET  /metrics   -> Prometheus text
+    POST /check     Question (JSON)                -> Accepted, or Problem
+    POST /score     a score request, see below     -> Answer, or Problem
+
+A score request is one body of three parts, without padding:
+
+    4 bytes         length of the envelope, unsigned, most significant byte first
+    the envelope    `Envelope` as JSON in UTF-8
+    the images      their bytes one after another, as many of each as the envelope says
+
+An image is `raw` (RGB, 8 bits a channel, row by row from the top) or an RGB file in a lossless format that Pillow
+reads: `png` or `webp`. Everything is JSON or pixels: reading it cannot run anything. What a request may hold is
+bounded by `Limits`, checked on the numbers of the envelope and of the file headers, before any image is decoded.
+
+Problems come with the status 401 (token), 408 (sent too slowly), 413 (too large), 422 (refused: as it stands no
+server can score it), 500 (the scorer failed) or 503 (busy, try again).
+"""
+
+import io
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rewards.errors import RewardError
+
+VERSION = 1
+TOKEN_HEADER = "x-reward-token"
+TOKEN_VARIABLE = "T2I_RL_REWARD_TOKEN"  # of the environment, so that no token is seen in a list of processes
+PREFIX = struct.Struct(">I")
+
+Message = TypeVar("Message", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold.
+
+    images: how many.
+    pixels: of one image.
+    bytes: of the whole body, and of all its images once decoded.
+    envelope: bytes of the envelope, and of a `Question`.
+    """
+
+    images: int = 64
+    pixels: int = 2048 * 2048
+    bytes: int = 64 * 2**20
+    envelope: int = 2**20
+
+
+class TooLargeError(RewardError):
+    """A request beyond the limits."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Versioned(BaseModel):
+    """What the messages of every version share."""
+
+    version: int
+
+
+class ImageHeader(_Strict):
+    """One image of a score request: its format, its size in pixels, and how many bytes of the body are its own."""
+
+    format: Literal["raw", "png", "webp"]
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+
+
+class Question(_Strict):
+    """Could the reward score these prompts? One metadata record each."""
+
+    version: int
+    reward: str
+    prompts: list[str]
+    metadata: list[dict[str, Any]]
+
+
+class Envelope(Question):
+    """What is to be scored: one prompt, one metadata record and one header per image."""
+
+    images: list[ImageHeader]
+
+
+class Accepted(_Strict):
+    """Every prompt can be scored."""
+
+    version: int
+    prompts: int
+
+
+class Answer(_Strict):
+    """One number, and one reason (possibly empty), per image.
+
+    failures: why an image has no score, by its index; its numbers are 0 and mean nothing.
+    """
+
+    version: int
+    reward: str
+    total: list[float]
+    parts: dict[str, list[float]]
+    reasons: list[str]
+    failures: dict[int, str]
+
+
+class Problem(_Strict):
+    """Why there is no answer, in one sentence."""
+
+    version: int
+    error: str
+
+
+class Health(_Strict):
+    """The state of a server.
+
+    ready: it takes requests. reward: its name in the registry. model: what it is made of.
+    waiting: images that it has accepted and not scored yet. busy: seconds that the present batch has taken so far.
+    """
+
+    version: int
+    ready: bool
+    reward: str
+    model: str
+    device: str
+    waiting: int
+    busy: float
+
+
+def read(kind: type[Message], data: bytes) -> Message:
+    """A message out of JSON. Raises RewardError with the first complaint."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the JSON"
+        raise RewardError(f"{place}: {first['msg']}: see {kind.__name__} in rewards/http/wire.py") from None
+
+
+def check_version(version: int) -> None:
+    """Raise RewardError unless it is ours."""
+    if version != VERSION:
+        raise RewardError(f"version {version} of the messages, not {VERSION}: use the same t2i-rl on both sides")
+
+
+def pack(
+    reward: str,
+    images: Sequence[UInt8[ndarray, "H W 3"]],
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+) -> bytes:
+    """A score request with raw images: nothing to encode, and nothing is lost."""
+    envelope = Envelope(
+        version=VERSION,
+        reward=reward,
+        prompts=list(prompts),
+        metadata=[dict(record) for record in metadata],
+        images=[
+            ImageHeader(format="raw", height=image.shape[0], width=image.shape[1], bytes=image.size) for image in images
+        ],
+    )
+    text = envelope.model_dump_json().encode()
+    return b"".join([PREFIX.pack(len(text)), text, *(np.ascontiguousarray(image).data for image in images)])
+
+
+def unpack(body: bytes, limits: Limits) -> tuple[Envelope, list[UInt8[ndarray, "H W 3"]]]:
+    """The envelope and the decoded images of a score request.
+
+    Raises TooLargeError beyond the limits, else RewardError for whatever is not as this module says.
+    """
+    if len(body) < PREFIX.size:
+        raise RewardError("the body ends before the length of its envelope: see rewards/http/wire.py")
+    (length,) = PREFIX.unpack_from(body)
+    if length > limits.envelope:
+        raise TooLargeError(f"an envelope of {length} bytes: at most {limits.envelope} go together")
+    view = memoryview(body)[PREFIX.size :]
+    if length > len(view):
+        raise RewardError(f"the envelope should have {length} bytes, but only {len(view)} came: send the whole body")
+    envelope, rest = read(Envelope, bytes(view[:length])), view[length:]
+    check_version(envelope.version)
+    _check_sizes(envelope, len(rest), limits)
+    images, start = [], 0
+    for index, header in enumerate(envelope.images):
+        images.append(_decode(rest[start : start + header.bytes], header, f"image {index}"))
+        start += header.bytes
+    return envelope, images
+
+
+def _check_sizes(envelope: Envelope, rest: int, limits: Limits) -> None:
+    """Everything that the numbers alone decide."""
+    headers, prompts, records = envelope.images, len(envelope.prompts), len(envelope.metadata)
+    if not 1 <= len(headers) == prompts == records:
+        raise RewardError(
+            f"{len(headers)} images, {prompts} prompts and {records} metadata records do not go together: "
+            "send one prompt and one record per image, and at least one image"
+        )
+    if len(headers) > limits.images:
+        raise TooLargeError(f"{len(headers)} images: at most {limits.images} go together")
+    for index, header in enumerate(headers):
+        pixels = header.height * header.width
+        if pixels > limits.pixels:
+            raise TooLargeError(f"image {index} has {pixels} pixels: at most {limits.pixels} are scored")
+        if header.format == "raw" and header.bytes != pixels * 3:
+            raise RewardError(
+                f"image {index} is raw and {header.height} x {header.width}, which takes {pixels * 3} bytes, "
+                f"not {header.bytes}: send RGB with 8 bits a channel"
+            )
+    decoded = sum(header.height * header.width * 3 for header in headers)
+    if decoded > limits.bytes:
+        raise TooLargeError(f"images of {decoded} bytes in all: at most {limits.bytes} go together")
+    announced = sum(header.bytes for header in headers)
+    if announced != rest:
+        raise RewardError(f"the images should have {announced} bytes in all, but {rest} came: send the whole body")
+
+
+def _decode(data: memoryview, header: ImageHeader, where: str) -> UInt8[ndarray, "H W 3"]:
+    """The pixels; of a file, the header is compared with what was announced before the rest is looked at."""
+    if header.format == "raw":
+        return np.frombuffer(data, dtype=np.uint8).reshape(header.height, header.width, 3).copy()
+    try:
+        with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
+            if image.size != (header.width, header.height):
+                raise RewardError(
+                    f"{where} is {image.height} x {image.width}, but its header says {header.height} x {header.width}: "
+                    "announce its true size"
+                )
+            if image.mode != "RGB":
+                raise RewardError(f"{where} has the mode {image.mode}: convert it to RGB")
+            return np.array(image)
+    except RewardError:
+        raise
+    # Pillow's decoders raise errors of many types on broken files (SyntaxError and EOFError among them).
+    except Exception as error:
+        raise RewardError(f"{where} is no {header.format} file that can be read ({error}): send it again") from error

@@ -1,0 +1,69 @@
+"""UCAS: certain images learn less from success and more from failure, and certain tokens pay a little.
+
+Uncertainty-aware advantage shaping (arXiv:2510.10649). z is the group's z-score of an image's certainty, the sum over
+its tokens of KL(uniform || p). Advantages become `A exp(-success z)` if A > 0, else `A exp(failure z)`; then every
+token loses `penalty` times the min-max (over the batch) of its raw logit, positive advantages at most down to 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxtyping import Float
+
+from t2i_rl.errors import UserError
+from t2i_rl.methods.credit.rule import UNKNOWN, Context, Embedding, TokenCredit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.policy import TokenLayout
+    from t2i_rl.rollout.groups import Rollout
+
+
+@dataclass(frozen=True)
+class UncertaintyShaping:
+    """Advantages by token. success, failure: how strongly certainty tells; penalty: the price of a certain token."""
+
+    statistics: ClassVar[tuple[str, ...]] = ("kl_uniform", "logit_cond")
+    embeddings: ClassVar[Embedding | None] = None
+
+    success: float = 0.25
+    failure: float = 0.35
+    penalty: float = 0.05
+
+    def __post_init__(self) -> None:
+        if min(self.success, self.failure, self.penalty) < 0:
+            raise UserError("ucas: success, failure and penalty must not be negative")
+
+    def __call__(
+        self,
+        rollout: Rollout,
+        embeddings: Float[Tensor, "P G N E"] | None,
+        layout: TokenLayout,
+        context: Context = UNKNOWN,
+    ) -> TokenCredit:
+        certainty, logit = (rollout.statistics[name] for name in self.statistics)
+        shaped = shaped_advantages(
+            context.known_advantages("ucas"), certainty.sum(-1), logit, self.success, self.failure, self.penalty
+        )
+        ones = shaped.new_ones(shaped.shape)
+        return TokenCredit(ones, ones.bool(), advantages=shaped)
+
+
+def shaped_advantages(
+    advantages: Float[Tensor, "P G"],
+    certainty: Float[Tensor, "P G"],
+    logit: Float[Tensor, "P G N"],
+    success: float,
+    failure: float,
+    penalty: float,
+) -> Float[Tensor, "P G N"]:
+    """The formula above; the std of the z-score is unbiased, eps 1e-6."""
+    z = (certainty - certainty.mean(-1, keepdim=True)) / (certainty.std(-1, keepdim=True) + 1e-6)
+    good = advantages > 0
+    image = (advantages * (-success * z).exp().where(good, (failure * z).exp()))[..., None]
+    spread = logit.max() - logit.min()
+    token = image - penalty * (logit - logit.min()) / spread.where(spread > 0, 1)
+    return token.clamp(min=0).where(good[..., None], token)

@@ -1,0 +1,240 @@
+"""The loss of an update: a surrogate with per-token credit, and the KL to the reference.
+
+    loss = sum_it m_it * w_it * surrogate_it / D_policy
+         + sum_it m_it * (beta * c_it * kl_it - entropy_bonus * entropy_it) / D_kl
+
+over images i and tokens t, with the mask m, the weight w and the KL factor c (1 if not given) of
+`t2i_rl.methods.credit.rule`, and the surrogate of the ratio and the advantage (`t2i_rl.methods.surrogates`). Clipped
+surrogate, group advantages and the k3 estimate of the KL are GRPO (arXiv:2402.03300, eqs. 3 and 4).
+
+Denominators are those of the whole update batch, taken once: the loss of some rows is their part of the whole, so
+micro-batches of any split add up. Log-probabilities are float32, of the distribution that the log-prob mode names
+(`t2i_rl.rollout.log_probs`).
+"""
+
+from __future__ import annotations  # with TYPE_CHECKING: the command line reads Objective without importing torch
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Bool, Float
+
+from t2i_rl.errors import UserError
+from t2i_rl.methods.surrogates import Clipped, Dhpo, Moves, Surrogate, Unit, log_ratio, unit_lengths, unit_log_ratio
+from t2i_rl.rollout.names import LIMIT
+from t2i_rl.settings import check_choice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.policy import TokenLayout
+    from t2i_rl.methods.credit.rule import TokenCredit
+    from t2i_rl.rollout.log_probs import Replay
+
+Denominator = Literal["mask", "weight", "tokens", "mean-of-rows", "rows"]
+Through = Literal["unit", "token"]
+KL = Literal["k1", "k2", "k3", "abs", "full"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How far a token's probability may move, and what pulls it back.
+
+    surrogate: the loss of a token.
+    unit: whose ratio it looks at: the token's, or the geometric mean over a picture row, a scale, the sequence.
+    through: where a unit's gradient goes: `unit`, through the mean; `token`, the mean's value with each token's own
+        gradient (GSPO-token, arXiv:2507.18071, eq. 14).
+    beta: factor of the KL to the reference; 0 leaves it out.
+    kl: the form of the KL (`kl_terms`).
+    denominator: what divides the policy term. `mask`: the updated tokens; `weight`: the sum of their weights;
+        `tokens`: all tokens; `mean-of-rows`: the updated tokens of each image, then the images; `rows`: the images
+        (with the sequence as unit: LUSPO). The KL is divided by the same, but for `weight` by the updated tokens.
+    entropy_bonus: factor of the updated tokens' mean entropy, which is taken from the loss; negative: a penalty.
+    """
+
+    surrogate: Surrogate = field(default_factory=Clipped)
+    unit: Unit = "token"
+    through: Through = "unit"
+    beta: float = 0.0
+    kl: KL = "k3"
+    denominator: Denominator = "mask"
+    entropy_bonus: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("objective", "unit", self.unit, Unit)
+        check_choice("objective", "through", self.through, Through)
+        check_choice("objective", "kl", self.kl, KL)
+        check_choice("objective", "denominator", self.denominator, Denominator)
+        if self.beta < 0:
+            raise UserError(f"objective: beta {self.beta} must not be negative")
+        if self.kl != "k3" and not self.beta:
+            raise UserError(f"objective: the KL form {self.kl} has no effect while beta is 0: set beta")
+        if self.unit == "token" and (self.through == "token" or isinstance(self.surrogate, Dhpo)):
+            raise UserError("objective: the unit is the token, so nothing can be mixed with it: set unit to sequence")
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """What the sums over a whole update batch are divided by; add them up over processes.
+
+    policy, kl: of the two terms of the loss.
+    selected: the number of updated tokens, for the metrics.
+    """
+
+    policy: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+    selected: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of some rows (images) before the current policy is asked.
+
+    advantages: of the images, or token by token.
+    weight: factor of the policy term; may carry gradient (the undetached running weight of
+    `t2i_rl.methods.credit.critical`).
+    mask: the tokens that are updated.
+    old: log-probabilities under the policy that sampled; None: the policy itself, one update per rollout.
+    ref: those under the reference; None: there is none, and beta must be 0.
+    kl_weight: factor of the KL at every token.
+    """
+
+    advantages: Float[Tensor, "*rows"] | Float[Tensor, "*rows N"]
+    weight: Float[Tensor, "*rows N"]
+    mask: Bool[Tensor, "*rows N"]
+    old: Float[Tensor, "*rows N"] | None = None
+    ref: Float[Tensor, "*rows N"] | None = None
+    kl_weight: Float[Tensor, "*rows N"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        credit: TokenCredit,
+        advantages: Float[Tensor, "P G"],
+        old: Float[Tensor, "R N"] | None,
+        ref: Float[Tensor, "R N"] | None,
+    ) -> Rows:
+        """The images of all groups, prompt-major."""
+        earned = advantages if credit.advantages is None else credit.advantages
+        kl_weight = None if credit.kl is None else credit.kl.flatten(0, 1)
+        return cls(earned.flatten(0, 1), credit.weight.flatten(0, 1), credit.mask.flatten(0, 1), old, ref, kl_weight)
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Only these rows."""
+        optional = (None if value is None else value[rows] for value in (self.old, self.ref, self.kl_weight))
+        return Rows(self.advantages[rows], self.weight[rows], self.mask[rows], *optional)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The part that some rows have in the loss of the batch, and, detached, in its metrics.
+
+    value: what to differentiate.
+    policy: the policy term of the loss.
+    kl: mean KL term over the updated tokens, in nats, before beta and the KL factor.
+    clip_fraction: share of the updated tokens at which a bound of the surrogate is active.
+    """
+
+    value: Float[Tensor, ""]
+    policy: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+    clip_fraction: Float[Tensor, ""]
+
+
+def denominators(credit: TokenCredit, objective: Objective) -> Denominators:
+    """The denominators of an update batch, from the credit of all its tokens."""
+    selected = credit.mask.sum().float()
+    tokens = selected.new_tensor(credit.mask.numel())
+    if objective.denominator == "tokens":
+        return Denominators(tokens, tokens, selected)
+    if objective.denominator in ("mean-of-rows", "rows"):
+        rows = tokens / credit.mask.shape[-1]
+        return Denominators(rows, rows, selected)
+    weight = (credit.weight * credit.mask).sum()
+    return Denominators(weight if objective.denominator == "weight" else selected, selected, selected)
+
+
+def k3(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"]) -> Float[Tensor, "... N"]:
+    """Estimate of KL(policy || reference) from the sampled token: `exp(ref - lp) - (ref - lp) - 1`.
+
+    In nats, at least 0, unbiased for tokens that the policy sampled; `ref - lp` is clamped to +-20.
+    """
+    difference = (ref - lp).clamp(-LIMIT, LIMIT)
+    return difference.expm1() - difference  # expm1: small differences would drown in the 1
+
+
+def kl_terms(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"], form: KL) -> Float[Tensor, "... N"]:
+    """The KL of every token from the sampled one: k1 `lp - ref`, k2 half its square, abs its size, or `k3`.
+
+    The gradient of k1 is the score alone, 0 on average: it measures, and hardly pulls. `full` cannot be had from
+    sampled tokens: it is `t2i_rl.rollout.statistics.kl_divergence` of the two distributions, and raises ValueError
+    here.
+    """
+    if form == "full":
+        raise ValueError("the full KL needs both distributions over the vocabulary: pass its values in the replay")
+    if form == "k3":
+        return k3(lp, ref)
+    difference = lp - ref
+    return {"k1": difference, "k2": difference.square() / 2, "abs": difference.abs()}[form]
+
+
+def policy_loss(
+    replay: Replay, rows: Rows, objective: Objective, denominators: Denominators, layout: TokenLayout | None = None
+) -> Loss:
+    """The rows' part of the loss of the batch to which the denominators belong.
+
+    layout: where rows and scales lie, for the units of those names.
+
+    No selected token gives a loss of 0 that is still connected to lp.
+    """
+    lp, mask = replay.lp, rows.mask
+    if objective.beta and rows.ref is None and replay.kl is None:
+        raise ValueError(f"beta is {objective.beta}: the KL needs the reference's log-probabilities")
+    by_token = rows.advantages if rows.advantages.ndim == lp.ndim else rows.advantages[..., None]
+    terms = objective.surrogate(moves(lp, rows.old, mask, objective, layout), by_token)
+    # Images are never split, so each knows its own share of the mean.
+    share = mask / mask.sum(-1, keepdim=True).clamp(min=1) if objective.denominator == "mean-of-rows" else mask
+    policy = mean(terms.loss * rows.weight * share, denominators.policy)
+    divergence = replay.kl
+    if divergence is None:
+        divergence = lp.new_zeros(lp.shape) if rows.ref is None else kl_terms(lp, rows.ref, objective.kl)
+    factor = share if rows.kl_weight is None else share * rows.kl_weight
+    value = policy + objective.beta * mean(divergence * factor, denominators.kl)
+    if objective.entropy_bonus:
+        if replay.entropy is None:
+            raise ValueError(f"the entropy bonus is {objective.entropy_bonus}: pass the entropy of the tokens")
+        value = value - objective.entropy_bonus * mean(replay.entropy * share, denominators.kl)
+    return Loss(
+        value=value,
+        policy=policy.detach(),
+        kl=mean(divergence * mask, denominators.selected).detach(),
+        clip_fraction=mean(terms.clipped & mask, denominators.selected),
+    )
+
+
+def moves(
+    lp: Float[Tensor, "*rows N"],
+    old: Float[Tensor, "*rows N"] | None,
+    mask: Bool[Tensor, "*rows N"],
+    objective: Objective,
+    layout: TokenLayout | None,
+) -> Moves:
+    """The log-ratios that the objective's surrogate looks at."""
+    by_token = by_unit = log_ratio(lp, old)
+    if objective.unit != "token":
+        if objective.unit == "sequence":
+            lengths = [lp.shape[-1]]
+        elif layout is None:
+            raise ValueError(f"the ratio of a {objective.unit} needs the layout of the tokens: pass it")
+        else:
+            lengths = unit_lengths(objective.unit, layout)
+        by_unit = unit_log_ratio(by_token, mask, lengths)
+        if objective.through == "token":
+            by_unit = by_unit.detach() + lp - lp.detach()
+    return Moves(by_unit, by_token, lp, lp.detach() if old is None else old)
+
+
+def mean(values: Tensor, denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The sum of the values over the denominator; where that is 0, so are the values, and the mean is 0."""
+    return values.sum() / denominator.where(denominator > 0, 1)

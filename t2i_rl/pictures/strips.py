@@ -1,0 +1,58 @@
+"""Pictures of a run over time: the same prompts and the same noise at every evaluation."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+
+from models.policy import Policy
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.rollout.noise import occurrences
+from t2i_rl.rollout.sampler import Noise, encode, sample_group
+from t2i_rl.rollout.sampling import Sampling
+
+ROWS = 24  # of the grid over time; a longer run shows as many evaluations, evenly spaced
+
+
+def to_arrays(images: UInt8[ndarray, "R 3 H W"]) -> list[UInt8[ndarray, "H W 3"]]:
+    return list(images.transpose(0, 2, 3, 1))
+
+
+def strip_path(folder: Path, step: int) -> Path:
+    """Where the pictures of an evaluation lie."""
+    return folder / f"step-{step:06d}.png"
+
+
+def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> None:
+    """One image per prompt, side by side."""
+    texts = [prompt.text for prompt in prompts]
+    noise = Noise(seed, occurrences=occurrences(texts))
+    condition = encode(policy, texts, sampling.negative_prompt)
+    images = sample_group(policy, condition, 1, sampling, noise).images(policy)[:, 0]
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.concatenate(to_arrays(images.cpu().numpy()), axis=1)).save(path)
+
+
+def draw_progress(folder: Path, steps: Sequence[int], prompts: Sequence[str], path: Path) -> None:
+    """The strips of these steps below each other: one row per evaluation, one column per prompt."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    spaced = np.linspace(0, len(steps) - 1, min(ROWS, len(steps))).round().astype(int)
+    shown = [steps[index] for index in spaced]
+    figure = Figure(figsize=(1.4 * len(prompts), 1.4 * len(shown) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(shown), len(prompts), squeeze=False)
+    for row, step in zip(grid, shown, strict=True):
+        pictures = np.split(np.asarray(Image.open(strip_path(folder, step))), len(prompts), axis=1)
+        for axes, picture in zip(row, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"step {step}")
+    for axes, prompt in zip(grid[0], prompts, strict=True):
+        axes.set_title(textwrap.fill(prompt, 18), fontsize=7)
+    figure.savefig(path, dpi=120)

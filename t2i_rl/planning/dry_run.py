@@ -1,0 +1,171 @@
+"""What a training run would be, without starting it: names resolved, files found or missing. Imports no torch."""
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+
+from models.registry import HUB_ID, TINY
+from models.registry import find as find_model
+from rewards.files.pins import cache_folder, pins
+from rewards.registry import Term, parse
+from t2i_rl.methods.catalogue import find_method
+from t2i_rl.methods.method import Method
+from t2i_rl.prompts.reading import path_of
+from t2i_rl.prompts.sets import NAMES, command
+from t2i_rl.training.config import TrainConfig, flat
+from t2i_rl.training.presets import find_preset
+
+SHOWN = ("model", "method", "reward", "prompts", "heldout", "out")  # on lines of their own
+
+OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0/mask2former/mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
+DETECTOR = (
+    "T2I_RL_DETECTOR",
+    f"{OPENMMLAB}/mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
+)
+LAION = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main"
+FACEBOOK = ("T2I_RL_DETECTOR_FACEBOOK", "facebook/mask2former-swin-small-coco-instance")
+CLIP = ("T2I_RL_CLIP", "timm/vit_large_patch14_clip_224.openai")
+# What rewards in this process load: the environment variable that may name a copy, and what is fetched otherwise, a
+# repository of the hub or, from its address, a file into our cache. The longest beginning of the reward's name counts.
+WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "geneval": (DETECTOR, CLIP),
+    "geneval-facebook": (FACEBOOK, CLIP),
+    "hpsv2": (("T2I_RL_HPSV2", "xswu/HPSv2"),),
+    "hpsv2.0": (("T2I_RL_HPSV2_0", "xswu/HPSv2"),),
+    "pickscore": (("T2I_RL_PICKSCORE", "yuvalkirstain/PickScore_v1"),),
+    "imagereward": (
+        ("T2I_RL_IMAGEREWARD", "google-bert/bert-base-uncased"),
+        ("T2I_RL_IMAGEREWARD", "THUDM/ImageReward"),
+    ),
+    "clipscore": (("T2I_RL_CLIPSCORE", "timm/vit_base_patch32_clip_224.openai"),),
+    "aesthetic": (CLIP, ("T2I_RL_AESTHETIC", f"{LAION}/sac+logos+ava1-l14-linearMSE.pth")),
+}
+
+# Rewards that ask an endpoint, and the environment variable that holds its address.
+JUDGES = {name: f"T2I_RL_{name.upper()}" for name in ("judge", "deqa", "unifiedreward", "pairwise")}
+
+
+def report(config: TrainConfig, preset: str | None) -> list[str]:
+    """The lines that tell a person what would run."""
+    method, rollout = find_method(config.method), config.rollout
+    images = rollout.prompts_per_step * rollout.group_size
+    taken = " exists, so it would be refused: choose another --out" if config.out.exists() else ""
+    rows = [
+        ("model", _model(config.model)),
+        ("method", [f"{config.method}: {method.summary}", *composition(method)]),
+        ("reward", _rewards(config.reward)),
+        ("prompts", _prompts(config.prompts)),
+        ("held out", [*_prompts(config.heldout), *_rewards(config.evaluation.reward)]),
+        (
+            "work",
+            [
+                f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} images: "
+                f"{config.steps * images:,} images, on {config.device}",
+            ],
+        ),
+        ("run", [f"{config.out}{taken}"]),
+        ("preset", [f"{preset}; a flag or run file that changes it is marked" if preset else "none: the defaults"]),
+        ("settings", _settings(config, find_preset(preset) if preset else TrainConfig())),
+    ]
+    lines = [f"{name if first else '':<10}{line}" for name, part in rows for first, line in _marked(part)]
+    return [*lines, "", "dry run: nothing was loaded, downloaded or written"]
+
+
+def composition(method: Method) -> list[str]:
+    """What the method is made of, a line each; `t2i-rl methods NAME` explains them."""
+    objective = method.objective
+    return [
+        f"advantage {method.scale}",
+        f"credit {method.credit}",
+        *([f"times {method.dynamic}"] if method.dynamic else []),
+        f"surrogate {objective.surrogate} of the {objective.unit}'s ratio, divided by {objective.denominator}",
+        f"KL {objective.beta} * {objective.kl}" if objective.beta else "no KL",
+        *([f"entropy bonus {objective.entropy_bonus}"] if objective.entropy_bonus else []),
+        *([str(method.entropy_reward)] if method.entropy_reward else []),
+        *([f"equal groups: {method.filter_zero_std}"] if method.filter_zero_std != "off" else []),
+    ]
+
+
+def _settings(config: TrainConfig, base: TrainConfig) -> list[str]:
+    """By their names in a run file and, but for --negative-prompt, on the command line."""
+    before = flat(base)
+    return [
+        f"{name.replace('_', '-')} = {_shown(value)}"
+        + ("" if value == before.get(name) else f"  (preset: {_shown(before.get(name))})")
+        for name, value in flat(config).items()
+        if name not in SHOWN
+    ]
+
+
+def _shown(value: object) -> str:
+    return '""' if value == "" else "none" if value in (None, [], {}) else str(value)
+
+
+def _marked(part: list[str]) -> list[tuple[bool, str]]:
+    return [(row == 0, line) for row, line in enumerate(part)]
+
+
+def _model(name: str) -> list[str]:
+    entry = find_model(name)
+    source = "shipped" if entry.source == str(TINY) else entry.source
+    known = [part for part in (entry.family, entry.grid and f"tokens {entry.grid}", f"licence {entry.licence}") if part]
+    lines = [f"{name} = {source} ({', '.join(known)})", _place(entry.source)]
+    if entry.family in ("llamagen", "star"):
+        lines.append("its image tokenizer and text encoder are looked for beside it: docs/models.md")
+    return lines
+
+
+def _prompts(source: str) -> list[str]:
+    path = path_of(source)
+    if path is None:
+        return [f"{source}: the shapes world, shipped"]
+    if path.is_file():
+        return [f"{source}: found at {path}"]
+    return [f"{source}: not here: {f'run {command(source)}' if source in NAMES else 'put the file there'}"]
+
+
+def _rewards(specification: str) -> list[str]:
+    return [line for term in parse(specification) for line in _reward(term)] if specification else []
+
+
+def _reward(term: Term) -> list[str]:
+    weight = "" if term.weight is None else f", weight {term.weight:g}"
+    if term.addresses:
+        return [f"{term.name}{weight}, served at {' and '.join(term.addresses)}"]
+    begins = max((known for known in WEIGHTS if term.name.startswith(known)), key=len, default=None)
+    lines = [f"{term.name}{weight}, in the run's own process"]
+    if variable := JUDGES.get(term.name):
+        lines.append(f"asks {variable} = {os.environ.get(variable) or 'nobody: set it to the address of the judge'}")
+    for variable, source in WEIGHTS[begins] if begins else ():
+        own = os.environ.get(variable)
+        published = f"{_place(source)} ({_pinned(source)}; {variable} may name a copy)"
+        lines.append(f"{variable} = {own}: {_place(own)}" if own else published)
+    return lines
+
+
+def _place(source: str) -> str:
+    """Where weights were found, or whence they would be fetched. A repository of the hub may be there in part."""
+    fetched = source.startswith("https://")
+    path = cache_folder() / source.rpartition("/")[2] if fetched else Path(source)
+    if path.exists():
+        return f"found at {path}"
+    if fetched:
+        return f"not here: {source} would be downloaded to {cache_folder()}"
+    hub = re.fullmatch(f"({HUB_ID})(?:/(.+))?", source)
+    if hub is None:
+        return f"not here: there is no {source}"
+    repository, file = hub.groups()
+    try:
+        if file is None:
+            return f"found at {snapshot_download(repository, local_files_only=True)}"
+        return f"found at {hf_hub_download(repository, file, local_files_only=True)}"
+    except (OSError, ValueError):
+        return f"not here: {source} would be downloaded from the hub to {constants.HF_HUB_CACHE}"
+
+
+def _pinned(source: str) -> str:
+    """The checksums of a reward's weights, which are recorded when they are first seen (`rewards.files.pins`)."""
+    known = [seen["sha256"][:8] for key, seen in pins().items() if key == source or key.startswith(f"hub:{source}/")]
+    return f"recorded {', '.join(sorted(known))}" if known else "unpinned"

@@ -1,0 +1,175 @@
+"""What a run will need: memory per GPU, and the least time that its bytes and multiplications can take.
+
+Arithmetic on the true architecture, nothing measured. Memory counts what is as large as the model or the batch; the
+allocator's own and the driver's are left to `USABLE`. The floors assume the peak speeds that the plan is given, so a
+real step takes longer; how much longer is the efficiency.
+
+With several GPUs the trained module is sharded (weights, their float32 copies, gradients, moments, reference) and
+gathered whole once per rollout; image tokenizer and text encoder are whole on each. Groups are never split, so prompts
+are what is shared out.
+"""
+
+from itertools import accumulate
+from math import ceil
+
+from torch.nn import Linear
+
+from models.architectures import Architecture, count, linear_weights
+from t2i_rl.planning.plan_config import PlanConfig
+from t2i_rl.rollout.log_probs import CHUNK
+
+BYTES = {"float32": 4, "bfloat16": 2}
+USABLE = 0.9  # of a card's memory, for tensors
+# float32 [rows, block, V] at once while sampling: two branches, mixture, softmax, its sum, a statistic
+LOGIT_COPIES = 6
+CHUNK_COPIES = 4  # float32 [CHUNK, V] at once in the update: logits, log-probs, exponentials, their gradient
+BRANCHES = 2
+FLOAT32 = {  # parts that run in float32 whatever the model runs in
+    "janus": {"image tokenizer"},
+    "llamagen": {"image tokenizer"},
+    "star": {"image tokenizer", "text encoder"},
+}
+
+
+def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]:
+    """Bytes on each GPU by what they are for: those that stay, those while sampling, those of the update."""
+    size = BYTES[plan.dtype]
+    bytes_of = {
+        name: count(modules) * (4 if name in FLOAT32[model.family] else size) for name, modules in model.parts.items()
+    }
+    first, *others = bytes_of.values()
+    adapters = plan.lora_rank * adapter_entries(model)
+    trained = adapters or model.trained
+    sequence = read(model, plan) + sum(fed(model))
+    rows = BRANCHES * plan.group_size * plan.rollout_batch
+    # With checkpointing, every layer's input and all of the one layer that is being recomputed.
+    whole, inputs = (1, len(model.layers)) if plan.gradient_checkpointing else (len(model.layers), 0)
+    kept = whole * kept_by_layer(model) + inputs * model.width
+    return {
+        "always": {
+            "weights": first / plan.gpus,
+            "other parts": sum(others),
+            "adapters": 4 * adapters / plan.gpus,
+            "float32 copies": 4 * trained / plan.gpus if copied(plan) else 0,
+            "gradients": 4 * trained / plan.gpus,
+            "moments": 2 * 4 * trained / plan.gpus,
+            "reference": 0 if plan.lora_rank or not plan.reference else size * model.trained / plan.gpus,
+        },
+        "sampling": {
+            "gathered weights": first - first / plan.gpus,
+            "keys and values": rows * sequence * cached(model) * size,
+            "logits": rows // BRANCHES * max(model.blocks) * model.codes * 4 * LOGIT_COPIES,
+        },
+        "update": {
+            "gathered layers": 0 if plan.gpus == 1 else 2 * linear_weights(model.layers) / len(model.layers) * size,
+            "activations": plan.update_batch * sequence * kept * size,
+            "logits": CHUNK * model.codes * 4 * CHUNK_COPIES,
+        },
+    }
+
+
+def kept_by_layer(model: Architecture) -> int:
+    """Entries of a token that a layer keeps for its backward pass, its input among them.
+
+    With a card's fused kernels. Llama: two inputs, two normed ones, query, attention's output; key and value; of the
+    MLP the gate before and after its activation, the other half, their product. STAR: self-attention keeps input,
+    normed, query, key and value as projected (3), rotated query and key, both normalised, the query scaled, output;
+    cross-attention input, normed, query three times, output; the MLP input, normed, and twice its inside. The keys of
+    STAR's text are left out: 77 positions beside all tokens of an image.
+    """
+    if model.family == "star":
+        return (11 + 6 + 2) * model.width + 2 * model.mlp
+    return 6 * model.width + 2 * model.kv_width + 4 * model.mlp
+
+
+def cached(model: Architecture) -> int:
+    """Entries of a token's keys and values in all layers."""
+    return 2 * model.kv_width * len(model.layers)
+
+
+def read(model: Architecture, plan: PlanConfig) -> int:
+    """Positions of the sequence that the prompt takes."""
+    return plan.prompt_tokens if model.in_sequence else 0
+
+
+def fed(model: Architecture) -> tuple[int, ...]:
+    """Positions of the sequence that each step takes: the last token of a raster is predicted and never read."""
+    return model.blocks[:-1] if model.in_sequence else model.blocks
+
+
+def copied(plan: PlanConfig) -> bool:
+    """Whether the optimizer steps on float32 copies (`t2i_rl.training.optimizer`)."""
+    return plan.dtype != "float32" and not plan.lora_rank
+
+
+def floors(model: Architecture, plan: PlanConfig) -> dict[str, tuple[float, float]]:
+    """Operations and bytes of a step on each GPU, as (sampling's, update's), none of which can be saved.
+
+    A multiplication and an addition are two operations. Sampling reads the layers and the head once per decoding step
+    and batch, and the keys and values of everything before. The update reads the weights once per pass and batch;
+    AdamW reads weights, gradients and two moments and writes all but the gradients, copies and what they are copies of.
+    """
+    size, prompt = BYTES[plan.dtype], read(model, plan)
+    layers, head = linear_weights(model.layers), linear_weights(model.head)
+    ends = [prompt + end for end in accumulate(fed(model))]
+    seen = sum(block * end for block, end in zip(fed(model), ends, strict=True))  # pairs of a token and one it sees
+    attention = 4 * model.width * len(model.layers)  # operations of such a pair: scores, then values
+    images, prompts = plan.images_per_gpu, plan.prompts_per_gpu
+    tokens = sum(fed(model))
+    decoding = tokens * 2 * layers + model.tokens * 2 * head + seen * attention
+    reading = prompt * 2 * layers + prompt * (prompt + 1) // 2 * attention
+    batches = ceil(prompts / plan.rollout_batch)
+    sampled = (
+        BRANCHES * (images * decoding + prompts * reading),
+        batches * len(model.blocks) * (layers + head) * size + BRANCHES * images * sum(ends) * cached(model) * size,
+    )
+
+    trained = plan.lora_rank * adapter_entries(model) or model.trained
+    # Backward is one pass for the inputs' gradients and, where the weights are trained, one for theirs.
+    passes = 1 + 1 + (not plan.lora_rank) + plan.gradient_checkpointing + plan.reference
+    head_passes = 2 + 1 + plan.reference  # recomputed in backward; it is not trained in Janus
+    forward = (prompt + tokens) * 2 * layers + seen * attention + prompt * (prompt + 1) // 2 * attention
+    updated = (
+        images * (passes * forward + head_passes * model.tokens * 2 * head),
+        ceil(images / plan.update_batch) * passes * layers * size + trained * (7 * 4 + size * copied(plan)) / plan.gpus,
+    )
+    return {"operations": (sampled[0], updated[0]), "bytes": (sampled[1], updated[1])}
+
+
+def adapter_entries(model: Architecture) -> int:
+    """Entries of adapters of rank 1 on every linear layer."""
+    found = (part for part in model.layers.modules() if isinstance(part, Linear))
+    return sum(part.in_features + part.out_features for part in found)
+
+
+def report(model: Architecture, plan: PlanConfig) -> list[str]:
+    """The lines to print."""
+    lines = [f"{plan.model}, {plan.gpus} GPU(s) of {plan.memory_gb:g} GB, {plan.dtype}"]
+    if plan.gpus > 1:
+        lines.append("as if what is trained were sharded over them: t2i-rl train runs on one GPU for now")
+    lines += ["", "parameters, millions"]
+    lines += [f"  {name:<28}{count(modules) / 1e6:>10,.1f}" for name, modules in model.parts.items()]
+    trained = plan.lora_rank * adapter_entries(model) or model.trained
+    lines += [f"  {'trained':<28}{trained / 1e6:>10,.1f}", "", "memory per GPU, GB"]
+    needed = memory(model, plan)
+    always = sum(needed["always"].values())
+    for phase, parts in needed.items():
+        lines += [f"  {f'{phase}: {name}':<28}{value / 1e9:>10.2f}" for name, value in parts.items() if value]
+    peaks = {phase: always + sum(needed[phase].values()) for phase in ("sampling", "update")}
+    lines += [f"  {f'peak while {phase}':<28}{peak / 1e9:>10.2f}" for phase, peak in peaks.items()]
+    fits = max(peaks.values()) <= USABLE * plan.memory_gb * 1e9
+    said = "fits" if fits else "does NOT fit"
+    lines += [
+        f"  it {said} into {USABLE:.0%} of {plan.memory_gb:g} GB",
+        "",
+        "least time of a step, by bytes and operations",
+    ]
+    found = floors(model, plan)
+    for index, phase in enumerate(("sampling", "update")):
+        operations, moved = found["operations"][index], found["bytes"][index]
+        by_bytes, by_operations = moved / plan.bandwidth_gbs / 1e9, operations / plan.tflops / 1e12
+        lines.append(
+            f"  {phase:<10}{moved / 1e12:>9.2f} TB {by_bytes:>8.2f} s{operations / 1e12:>12.1f} Tflop "
+            f"{by_operations:>8.2f} s   at least {max(by_bytes, by_operations):.2f} s"
+        )
+    return lines

@@ -1,0 +1,239 @@
+"""What happened in one or several runs, as one page that needs nothing else: curves, samples, token maps, settings.
+
+Everything is read from the run folders (`t2i_rl.training.run`); runs that still go on or were killed are shown so far.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from t2i_rl.errors import UserError
+from t2i_rl.pictures.heatmap_files import page
+from t2i_rl.pictures.pages import render
+from t2i_rl.pictures.strips import ROWS, strip_path
+from t2i_rl.prompts.prompt import balanced
+from t2i_rl.prompts.reading import load_prompts
+from t2i_rl.reports.revisit import run_config
+from t2i_rl.training.config import TrainConfig, fixed
+from t2i_rl.training.metrics_log import read_metrics, step_seconds
+from t2i_rl.training.run import CHECKPOINTS, SAMPLES, STRIP
+
+REPORT = "report.html"
+TALLEST = 192  # pixels: higher samples are shown smaller, or the page would be too large to open
+
+# Told apart without colour vision; from the seventh run on, by their dashes.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("", "6 3", "2 3", "8 3 2 3")
+
+# Which curves stand together, and in which order; a name ending in / stands for all that begin with it.
+SECTIONS = {
+    "Held-out score": ("heldout", "heldout/"),
+    "Reward of the training groups": ("reward", "reward/", "reward_std", "zero_variance", "groups_"),
+    "Policy": (
+        "kl",
+        "entropy",
+        "clip_fraction",
+        "updated_tokens",
+        "policy_loss",
+        "grad_norm",
+        "learning_rate",
+        "logprob_gap",
+    ),
+    "Time": ("seconds/step", "seconds/", "images_per_second"),
+    "Further": ("",),
+}
+TITLES = {
+    "heldout": "held-out score, all tags",
+    "reward": "reward",
+    "reward_std": "standard deviation in a group",
+    "zero_variance": "share of groups with equal rewards",
+    "kl": "divergence from the reference, nats",
+    "entropy": "entropy while sampling, nats",
+    "clip_fraction": "share of clipped tokens",
+    "updated_tokens": "share of updated tokens",
+    "policy_loss": "policy loss",
+    "grad_norm": "gradient norm before clipping",
+    "learning_rate": "learning rate",
+    "logprob_gap": "sampler against trainer, nats",
+    "images_per_second": "images per second",
+    "seconds/step": "seconds per step",
+}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One run, as the page shows it.
+
+    maps: pages of token maps, by their names.
+    """
+
+    name: str
+    config: TrainConfig
+    metrics: Sequence[Mapping[str, float]]
+    samples: Mapping[int, str]
+    prompts: Sequence[str]
+    maps: Mapping[str, str]
+
+    @property
+    def done(self) -> int:
+        return int(self.metrics[-1]["step"])
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        return [(int(row["step"]), row[name]) for row in self.metrics if name in row]
+
+
+def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -> Reported:
+    """A run so far. prompt: draw its token maps with the newest checkpoint, on this device.
+
+    Raises UserError for a folder that is not a run's, and for a run that has not measured anything yet.
+    """
+    config = run_config(run)
+    metrics = read_metrics(run)
+    if not metrics:
+        raise UserError(f"{run} has measured nothing yet: wait for its first evaluation")
+    evaluated = [int(row["step"]) for row in metrics if "heldout" in row]
+    strips = {step: strip_path(run / SAMPLES, step) for step in evaluated}
+    there = [step for step, path in strips.items() if path.exists()]
+    spaced = {there[index] for index in np.linspace(0, len(there) - 1, min(ROWS, len(there))).round().astype(int)}
+    maps = {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(run.glob("*/heatmap.html"))}
+    if prompt is not None:
+        maps[f"“{prompt}”"] = drawn_maps(run, config, prompt, device)
+    try:
+        prompts = [asked.text for asked in balanced(load_prompts(config.heldout), 2)[:STRIP]]
+    except UserError:  # the file is not there any more: the samples then have no captions
+        prompts = []
+    samples = {step: strip_uri(strips[step]) for step in sorted(spaced)}
+    return Reported(name, config, metrics, samples, prompts, maps)
+
+
+def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
+    """The page of the token maps of the newest checkpoint, against the model that the run began with."""
+    import torch
+
+    from models.registry import load
+    from t2i_rl.pictures.heatmaps import token_maps
+    from t2i_rl.training.checkpoints import latest
+
+    newest = latest(run / CHECKPOINTS)
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint to draw token maps with: leave out --prompt")
+    dtype, source = getattr(torch, config.dtype), f"{run.name}, {newest.name}, against {config.model}"
+    policy, reference = load(str(newest), dtype, device), load(config.model, dtype, device)
+    sampling = config.rollout.sampling
+    return page(token_maps(policy, prompt, 4, sampling, config.seed, reference, config.method, source))
+
+
+def strip_uri(path: Path) -> str:
+    """The samples of an evaluation inside a URI: as they are, or smaller and as JPEG where they are high."""
+    with Image.open(path) as strip:
+        if strip.height <= TALLEST:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        buffer = io.BytesIO()
+        size = max(1, strip.width * TALLEST // strip.height), TALLEST
+        strip.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """What the runs are called: their folders' names, or whole paths where those are the same."""
+    short = [run.resolve().name for run in runs]
+    return short if len(set(short)) == len(runs) else [str(run) for run in runs]
+
+
+def sections(names: Sequence[str]) -> dict[str, list[str]]:
+    """The curves by section; each in the first that names it, in the order of the names there."""
+    left, found = list(dict.fromkeys(names)), dict[str, list[str]]()
+    for title, wanted in SECTIONS.items():
+        for pattern in wanted:
+            fits = [name for name in left if name == pattern or (name.startswith(pattern) and pattern[-1:] in "/_")]
+            found.setdefault(title, []).extend(fits)
+            left = [name for name in left if name not in fits]
+    return {title: fits for title, fits in found.items() if fits}
+
+
+def panel(name: str, runs: Sequence[Reported]) -> dict[str, Any]:
+    """One curve of every run. unit: its axis goes from 0 to 1, so that the tags' panels compare.
+
+    noisy: many points are shown with their moving mean.
+    """
+    curves = [run.curve(name) for run in runs]
+    values = [value for curve in curves for _, value in curve]
+    unit = name.startswith("heldout") and all(0 <= value <= 1 for value in values)
+    title = TITLES.get(name) or name.removeprefix("heldout/").replace("/", ": ").replace("_", " ")
+    return {"name": name, "title": title, "unit": unit, "noisy": name != "learning_rate", "curves": curves}
+
+
+def error_bound(run: Reported) -> float | None:
+    """The standard error of the last held-out score is at most this; None where the scores leave 0..1.
+
+    Scores of mean p between 0 and 1 have a variance of at most p (1 - p); the overall score is the mean over tags.
+    """
+    last = next((row for row in reversed(run.metrics) if "heldout" in row), {})
+    tags = [value for name, value in last.items() if name.startswith("heldout/")]
+    if not tags or not all(0 <= value <= 1 for value in tags):
+        return None
+    images = run.config.evaluation.images_per_tag
+    return math.sqrt(sum(value * (1 - value) for value in tags) / images) / len(tags)
+
+
+def summary(run: Reported) -> dict[str, str]:
+    """A run in one row of the first table."""
+    config, rollout, scores = run.config, run.config.rollout, dict(run.curve("heldout"))
+    trained = {step: score for step, score in scores.items() if step > 0}
+    bound = error_bound(run)
+    best = max(trained, key=lambda step: trained[step], default=None)
+    unfinished = "" if run.done == config.steps else " (not finished)"
+    return {
+        "run": run.name,
+        "method": config.method,
+        "model": config.model,
+        "seed": str(config.seed),
+        "steps": f"{run.done} of {config.steps}{unfinished}",
+        "images per step": f"{rollout.prompts_per_step} × {rollout.group_size}",
+        "held-out before": f"{scores[0]:.3f}" if 0 in scores else "",
+        "best (step)": "" if best is None else f"{trained[best]:.3f} ({best})",
+        "last": f"{trained[max(trained)]:.3f}" if trained else "",
+        "its standard error": "" if bound is None else f"≤ {bound:.3f}",
+        "training time": f"{sum(map(step_seconds, run.metrics)):.0f} s",
+    }
+
+
+def settings(runs: Sequence[Reported]) -> dict[str, list[str]]:
+    """Every setting by its dotted name, one value per run; "" where a run does not have it."""
+    flat = [{"steps": run.config.steps, **fixed(run.config)} for run in runs]
+    names = dict.fromkeys(chain(*flat))
+    return {name: ["" if name not in one else str(one[name]) for one in flat] for name in names}
+
+
+def look(number: int) -> dict[str, str]:
+    """Colour and dashes of a run's curves."""
+    return {"color": COLORS[number % len(COLORS)], "dashes": DASHES[number // len(COLORS) % len(DASHES)]}
+
+
+def report(runs: Sequence[Reported]) -> str:
+    """The page."""
+    measured = [name for run in runs for row in run.metrics for name in row if name != "step"]
+    chosen = settings(runs)
+    data = {
+        "runs": [{"name": run.name, **look(number)} for number, run in enumerate(runs)],
+        "panels": [panel(name, runs) for names in sections(measured).values() for name in names],
+        "steps": sorted({step for run in runs for step in run.samples}),
+        "samples": [list(run.samples.items()) for run in runs],
+    }
+    return render(
+        "report.html.j2",
+        runs=runs,
+        summary=[summary(run) for run in runs],
+        sections=sections(measured),
+        differing={name: values for name, values in chosen.items() if len(set(values)) > 1},
+        settings=chosen,
+        data=data,
+    )

@@ -1,0 +1,173 @@
+"""Scoring sampled tokens under teacher forcing, computed so that memory does not grow with V.
+
+The log-prob mode says which distribution is scored, for the old, the new and the reference policy alike:
+
+- `cond` (as in every released trainer): the conditional one, at temperature 1, whole. Its bias: images are drawn from
+  the guided mixture, so the tokens are not samples of the distribution that the update moves. The gradient is that of
+  another objective, the true importance ratio between the two is left out, and with one update per rollout nothing in
+  the metrics shows it. It costs one branch.
+- `cfg`: the mixture that was drawn from, with its guidance at every block, temperature, top-k and top-p. Unbiased, for
+  a second branch. The gradient of the mixture `u + g (c - u)` reaches the weights through both branches; it may be
+  stopped in the unconditional one.
+
+Where guidance is 1 at temperature 1 without top-k and top-p, the two are the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.policy import Condition, Policy
+from t2i_rl.rollout.distribution import filtered, mix, token_guidance
+from t2i_rl.rollout.sampling import LogProb, Sampling
+from t2i_rl.rollout.statistics import entropy, kl_divergence
+
+CHUNK = 4096  # tokens whose V logits exist at once
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which distribution gives a token its log-probability: the mode, how the token was drawn, the gradient's way."""
+
+    mode: LogProb = "cond"
+    sampling: Sampling = field(default_factory=Sampling)
+    unconditional_gradient: bool = True
+
+
+CONDITIONAL = Scoring()
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the scoring pass says of some rows' tokens under the current policy, with gradient.
+
+    lp: log-probability of the sampled token.
+    entropy: of the whole distribution, in nats, for the entropy bonus.
+    kl: KL(policy || reference), exact over the vocabulary, in nats, for the form `full`.
+    """
+
+    lp: Float[Tensor, "*rows N"]
+    entropy: Float[Tensor, "*rows N"] | None = None
+    kl: Float[Tensor, "*rows N"] | None = None
+
+
+def replay(
+    policy: Policy,
+    condition: Condition,
+    tokens: Int[Tensor, "R N"],
+    scoring: Scoring = CONDITIONAL,
+    with_entropy: bool = False,
+    reference: Policy | None = None,
+    chunk: int = CHUNK,
+) -> Replay:
+    """Log-probability of every token; if asked, the distribution's entropy and its exact KL to the reference's.
+
+    Float32, with gradient. Logits are recomputed in backward, of the tokens whose gradient is not 0.
+    """
+    hidden, guidance = _states(policy, condition, tokens, scoring)
+    states = [hidden]
+    if reference is not None:
+        with torch.no_grad():
+            states.append(_states(reference, condition, tokens, scoring)[0])
+
+    def piece(chosen: Tensor, factor: Tensor, own: Tensor, others: Tensor | None = None) -> Tensor:
+        log_p = _log_distribution(policy, own, chosen, factor, scoring)
+        found = [log_p.gather(-1, chosen[:, None])[:, 0]]
+        if with_entropy:
+            found.append(entropy(log_p))
+        if reference is not None and others is not None:
+            with torch.no_grad():
+                log_q = _log_distribution(reference, others, chosen, factor, scoring)
+            found.append(kl_divergence(log_p, log_q))
+        return torch.stack(found)
+
+    flat = [tokens.flatten(), guidance.repeat(len(tokens)), *(part.flatten(1, 2) for part in states)]
+    parts = zip(*(part.split(chunk, dim=max(0, part.ndim - 2)) for part in flat), strict=True)
+    weights = [weight for weight in policy.module.parameters() if weight.requires_grad]
+    pieces = [_Recomputed.apply(piece, weights, *part, *weights) for part in parts]
+    lp, *others = torch.cat(pieces, -1).unflatten(-1, tokens.shape)
+    return Replay(
+        lp,
+        entropy=others[0] if with_entropy else None,
+        kl=others[-1] if reference is not None else None,
+    )
+
+
+class _Recomputed(torch.autograd.Function):
+    """A piece's values at the tokens of a chunk, of which nothing is kept for backward but what it is computed from.
+
+    Backward computes the piece again, only at the tokens that have a gradient: those without credit cost none.
+    The weights that the piece may read are handed over once more for their gradients' sake.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, piece: Callable[..., Tensor], weights: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.piece, ctx.weights = piece, weights
+        ctx.save_for_backward(*tensors[: len(tensors) - len(weights)])
+        return piece(*ctx.to_save)
+
+    @staticmethod
+    def backward(ctx: Any, pulled: Float[Tensor, "values T"]) -> tuple[Tensor | None, ...]:
+        chosen, factor, own, *others = ctx.saved_tensors
+        rows = (pulled != 0).any(0).nonzero()[:, 0]
+        with torch.enable_grad():
+            states = own.detach()[:, rows].requires_grad_()
+            values = ctx.piece(chosen[rows], factor[rows], states, *(part[:, rows] for part in others))
+        pull, *pulls = torch.autograd.grad(values, [states, *ctx.weights], pulled[:, rows], allow_unused=True)
+        whole = torch.zeros_like(own).index_copy(1, rows, pull)
+        return None, None, None, None, whole, *(None for _ in others), *pulls
+
+
+def _states(
+    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], scoring: Scoring
+) -> tuple[Float[Tensor, "K R N D"], Float[Tensor, " N"]]:
+    """The states of the branches that the mode needs, and the guidance that mixes them."""
+    guidance = token_guidance(policy, scoring.sampling) if scoring.mode == "cfg" else None
+    hidden = policy.hidden(condition, tokens, branches=1 if guidance is None else 2)
+    return hidden, torch.ones(tokens.shape[1], device=hidden.device) if guidance is None else guidance
+
+
+def _log_distribution(
+    policy: Policy,
+    states: Float[Tensor, "K T D"],
+    tokens: Int[Tensor, " T"],
+    guidance: Float[Tensor, " T"],
+    scoring: Scoring,
+) -> Float[Tensor, "T V"]:
+    if scoring.mode == "cond":
+        return policy.head(states[0]).log_softmax(-1)
+    conditional, *unconditional = policy.head(states)
+    null = unconditional[0] if unconditional else None
+    if null is not None and not scoring.unconditional_gradient:
+        null = null.detach()
+    return filtered(mix(conditional, null, guidance[:, None]), scoring.sampling, keep=tokens).log_softmax(-1)
+
+
+def score(
+    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], scoring: Scoring = CONDITIONAL
+) -> Float[Tensor, "R N"]:
+    """Log-probability of every token: what old, new and reference policies are compared by."""
+    return replay(policy, condition, tokens, scoring).lp
+
+
+@torch.no_grad()
+def score_in_parts(
+    policy: Policy,
+    condition: Condition,
+    tokens: Int[Tensor, "R N"],
+    micro_batch: int,
+    scoring: Scoring = CONDITIONAL,
+) -> Float[Tensor, "R N"]:
+    """`score` without gradient, in the micro-batches of the update, so that equal weights give equal bits."""
+    return torch.cat(
+        [score(policy, condition.take(rows), tokens[rows], scoring) for rows in micro_batches(len(tokens), micro_batch)]
+    )
+
+
+def micro_batches(rows: int, size: int) -> list[range]:
+    """Consecutive row ranges of at most `size` rows."""
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -1,0 +1,44 @@
+"""The statistics of tokens that are there already: teacher-forced, what the sampler measures while it draws."""
+
+from collections.abc import Collection
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.policy import Policy
+from t2i_rl.rollout.distribution import mix, token_guidance
+from t2i_rl.rollout.groups import Rollout
+from t2i_rl.rollout.log_probs import CHUNK, micro_batches
+from t2i_rl.rollout.names import CONTRASTS
+from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.rollout.statistics import STATISTICS, StepLogits
+
+
+@torch.no_grad()
+def measure(
+    policy: Policy, rollout: Rollout, sampling: Sampling, names: Collection[str], micro_batch: int
+) -> dict[str, Float[Tensor, "P G N"]]:
+    """The named statistics of a rollout under any policy or condition: teacher-forced, what the sampler measures.
+
+    micro_batch: prompts in one pass.
+    """
+    guidance = token_guidance(policy, sampling)
+    branches = 2 if guidance is not None or CONTRASTS & {*names} else 1
+    measured: dict[str, list[Tensor]] = {name: [] for name in names}
+    for prompts in micro_batches(len(rollout.prompts), micro_batch):
+        part = rollout.take(prompts)
+        tokens = part.tokens.flatten(0, 1)
+        hidden = policy.hidden(part.row_condition, tokens, branches)
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for places in micro_batches(tokens.shape[1], max(1, CHUNK // len(tokens))):
+            at = slice(places.start, places.stop)
+            logits = policy.head(hidden[:, :, at])
+            conditional, unconditional = logits[0], logits[1] if branches == 2 else None
+            mixed = conditional if guidance is None else mix(conditional, unconditional, guidance[at, None])
+            step = StepLogits(conditional, unconditional, mixed, tokens[:, at], rollout.group_size, sampling)
+            for name in names:
+                found[name].append(STATISTICS[name](step))
+        for name in names:
+            measured[name].append(torch.cat(found[name], -1).unflatten(0, part.tokens.shape[:2]))
+    return {name: torch.cat(parts) for name, parts in measured.items()}

@@ -1,0 +1,24 @@
+"""What can be measured of a token, by name; without torch, for the command line reads what methods ask for."""
+
+from typing import Literal
+
+StatisticName = Literal[
+    "entropy",
+    "entropy_cond",
+    "kl_cond_uncond",
+    "js_cond_uncond",
+    "logp_cond",
+    "logp_uncond",
+    "logp_guided",
+    "logp_cfg",
+    "kl_uniform",
+    "logit_cond",
+    "group_divergence",
+]
+
+
+# Those that compare the prompt with the unconditional branch or, in its place, another prompt.
+CONTRASTS = frozenset({"kl_cond_uncond", "js_cond_uncond", "logp_uncond"})
+
+
+LIMIT = 20.0  # nats: bound of a difference of log-probabilities before its exponential

@@ -1,0 +1,95 @@
+"""Settings that are right each for itself and wrong together: refused when a run is put together, in one sentence."""
+
+from __future__ import annotations  # with TYPE_CHECKING: the command line asks before torch is imported
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rewards.http.patience import Patience
+from rewards.registry import COMPARING, classes, parse
+from t2i_rl.errors import UserError
+from t2i_rl.methods.credit.position import SlidingWindow
+from t2i_rl.methods.credit.product import Product
+from t2i_rl.rollout.names import CONTRASTS
+from t2i_rl.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from models.policy import TokenLayout
+    from t2i_rl.methods.method import Method
+    from t2i_rl.prompts.prompt import Prompt
+
+
+def check_settings(config: TrainConfig, method: Method) -> None:
+    """Raise UserError for what contradicts itself or would have no effect, RewardError for an unknown reward."""
+    _check_rewards(config, method)
+    sampling, update = config.rollout.sampling, config.update
+    cut = sampling.top_k > 0 or sampling.top_p < 1
+    if method.objective.kl == "full" and update.log_prob == "cfg" and cut:
+        raise UserError(
+            f"method {method.name}: the exact KL is infinite where top-k or top-p cut tokens off: "
+            "set update.log-prob to cond, or switch both off"
+        )
+    if update.log_prob == "cond" and not update.unconditional_gradient:
+        raise UserError("update.unconditional-gradient has no effect in log-prob mode cond: set update.log-prob to cfg")
+    if config.lora.targets and not config.lora.rank:
+        raise UserError("lora.targets has no effect without adapters: set lora.rank")
+    if config.trainable and config.lora.rank:
+        raise UserError("trainable has no effect on a run with adapters, for they are all it trains: leave one out")
+    if config.contrast_prompt is not None and not CONTRASTS & {*method.credit.statistics}:
+        raise UserError(
+            f"contrast-prompt has no effect: method {method.name} does not compare the prompt with another one"
+        )
+
+
+def _check_rewards(config: TrainConfig, method: Method) -> None:
+    terms, weights = parse(config.reward), config.reward_weights
+    heldout = parse(config.evaluation.reward or config.reward)
+    if comparing := next((term.name for term in heldout if term.name in COMPARING), None):
+        raise UserError(
+            f"{comparing} compares the images of a group, and held-out images are none: name another reward for them, "
+            "--evaluation.reward"
+        )
+    own = {term.name: term.weight for term in terms if term.weight is not None}
+    normalized = config.reward_order == "normalize-then-sum"
+    if own and weights and "total" not in weights and not (normalized and own == weights):
+        raise UserError(
+            f"reward gives weights ({config.reward}) and so does reward-weights, which leaves them without effect: "
+            "keep one of the two"
+        )
+    if method.entropy_reward is not None and len(terms) > 1:
+        raise UserError(
+            f"method {method.name} has an entropy reward, for the best images of one verifiable reward, and a sum of "
+            "rewards hardly has equals: choose one reward, or set entropy_reward=none in the method"
+        )
+    if normalized and not config.part_weights:
+        raise UserError(
+            "reward-order is normalize-then-sum, of nothing: give several rewards, or name the parts in reward-weights"
+        )
+    if normalized and (method.scale != "group" or method.entropy_reward is not None):
+        raise UserError(
+            f"method {method.name} cannot normalize several rewards: that needs the scale group and no entropy "
+            "reward; set reward-order to sum-then-normalize"
+        )
+    if config.reward_server != Patience() and not any(term.addresses for term in terms):
+        raise UserError(
+            "reward-server has no effect on a reward in this process: name its servers, as in NAME@http://HOST:PORT"
+        )
+
+
+def check_records(reward: str, prompts: Sequence[Prompt]) -> None:
+    """Raise RewardError for a prompt that GenEval's rules could not judge, before their networks are fetched."""
+    for known in filter(None, (classes(term.name) for term in parse(reward))):
+        from rewards.geneval.reward import check_metadata
+
+        for prompt in prompts:
+            check_metadata(prompt.text, prompt.metadata, known)
+
+
+def check_layout(method: Method, layout: TokenLayout) -> None:
+    """Raise UserError where the method counts in units that the model's tokens do not have."""
+    rules = method.credit.rules if isinstance(method.credit, Product) else (method.credit,)
+    units = {method.objective.unit, *(rule.unit for rule in rules if isinstance(rule, SlidingWindow))}
+    if "scale" in units and len(layout.maps) == 1:
+        raise UserError(f"method {method.name} counts in scales, but the model draws one map: set the unit to row")
+    if "row" in units and all(height == 1 for height, _ in layout.maps):
+        raise UserError(f"method {method.name} counts in picture rows, but the model's tokens form none: set the unit")

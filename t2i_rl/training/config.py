@@ -1,0 +1,264 @@
+"""The configuration of a training run: one tree of frozen dataclasses.
+
+Precedence: flag > run file (TOML or JSON) > preset (`t2i_rl.training.presets`). What a run used is written into its
+folder as `config.json` and read back on resume. Nothing here imports torch: `--help` stays fast.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from rewards.http.patience import Patience
+from rewards.registry import parse
+from t2i_rl.rollout.sampling import LogProb, Sampling
+from t2i_rl.settings import check
+
+RewardOrder = Literal["sum-then-normalize", "normalize-then-sum"]
+OnRewardFailure = Literal["stop", "drop_group"]
+# One text of the form that rewards.registry reads; on the command line its words need no quotes.
+RewardSpecification = Annotated[
+    str,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME[:WEIGHT][@ADDRESS,...] ...",
+        instance_from_str=" ".join,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=str.split,
+    ),
+]
+
+# What may differ between a run and its continuation: where it lies and runs, and what it bears with.
+FREE = ("out", "steps", "device", "on_reward_failure", "reward_server")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What is sampled in a step.
+
+    Attributes:
+        prompts_per_step: P, prompts in a step.
+        group_size: G, images per prompt.
+        micro_batch: prompts sampled at once; only memory and speed depend on it.
+        resample_rounds: how often a method that samples further prompts, for groups that teach nothing, may do so.
+    """
+
+    prompts_per_step: int = 8
+    group_size: int = 8
+    micro_batch: int = 8
+    sampling: Sampling = field(default_factory=Sampling)
+    resample_rounds: int = 4
+
+    def __post_init__(self) -> None:
+        check("rollout.prompts-per-step", self.prompts_per_step, self.prompts_per_step >= 1, "at least 1")
+        check("rollout.group-size", self.group_size, self.group_size >= 2, "at least 2, to compare images in a group")
+        check("rollout.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+        check("rollout.resample-rounds", self.resample_rounds, self.resample_rounds >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How a rollout changes the policy.
+
+    Attributes:
+        learning_rate: of AdamW, after warm-up.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        max_grad_norm: longer gradients are scaled down to this norm.
+        warmup_steps: over which the learning rate grows linearly.
+        schedule: of the learning rate after warm-up.
+        final_ratio: what a schedule that falls leaves of the learning rate.
+        updates_per_rollout: optimizer steps on the same rollout; more than one uses clipped ratios.
+        micro_batch: images per forward and backward pass; only memory and speed depend on it.
+        log_prob: which distribution is updated: the conditional one (cond), or the guided one that images are drawn
+            from (cfg); see t2i_rl/rollout/log_probs.py.
+        unconditional_gradient: in mode cfg, whether the unconditional branch of the mixture receives gradient.
+        gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: less
+            memory, a third more time.
+    """
+
+    learning_rate: float = 5e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    final_ratio: float = 0.05
+    updates_per_rollout: int = 1
+    micro_batch: int = 32
+    log_prob: LogProb = "cond"
+    unconditional_gradient: bool = True
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check("update.learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
+        check("update.betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
+        check("update.weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
+        check("update.max-grad-norm", self.max_grad_norm, self.max_grad_norm > 0, "above 0")
+        check("update.warmup-steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
+        check("update.final-ratio", self.final_ratio, 0 <= self.final_ratio <= 1, "between 0 and 1")
+        repeats = self.updates_per_rollout
+        check("update.updates-per-rollout", repeats, repeats >= 1, "at least 1")
+        check("update.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of the whole model (needs peft: pip install 't2i-rl[lora]').
+
+    Attributes:
+        rank: of the adapters; 0 trains the model itself.
+        alpha: the adapters' product is scaled by alpha / rank.
+        targets: names of the linear layers in each transformer layer that get one, such as q_proj v_proj; nothing: all.
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check("lora.rank", self.rank, self.rank >= 0, "0 or more")
+        check("lora.alpha", self.alpha, 0 < self.alpha < math.inf, "above 0")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Periodic evaluation on held-out prompts.
+
+    Attributes:
+        every: steps between evaluations; the untrained policy and the last step are always evaluated.
+        images_per_tag: images drawn for each tag of the prompts, its prompts taking turns.
+        batch: images sampled at once; only memory and speed depend on it.
+        reward: what scores the held-out images, written as the run's --reward; nothing: that reward.
+    """
+
+    every: int = 10
+    images_per_tag: int = 50
+    batch: int = 64
+    reward: RewardSpecification = ""
+
+    def __post_init__(self) -> None:
+        check("evaluation.every", self.every, self.every >= 1, "at least 1")
+        check("evaluation.images-per-tag", self.images_per_tag, self.images_per_tag >= 1, "at least 1")
+        check("evaluation.batch", self.batch, self.batch >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is saved.
+
+    Attributes:
+        every: steps between checkpoints; the last step and every new best one are saved too.
+        keep_last: how many of the newest stay, beside the best one.
+    """
+
+    every: int = 10
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        check("checkpoint.every", self.every, self.every >= 1, "at least 1")
+        check("checkpoint.keep-last", self.keep_last, self.keep_last >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Flags win over the run file, which wins over the preset of the model, reward and method.
+
+    --preset NAME: a preset by its name, such as janus-pro-7b-geneval-cfg; a name that is not there lists them.
+
+    --config FILE: the run file, TOML or JSON, with settings by the names below.
+
+    --dry-run: say what all this comes to and what would be downloaded; nothing is started or written.
+
+    --resume RUN: continue a run instead; see t2i-rl train --resume RUN --help.
+
+    Attributes:
+        model: a registered name, a checkpoint folder or a hub id.
+        method: how tokens are credited and the policy updated: grpo, cfg, critical, ...; t2i-rl methods lists them.
+        reward: what scores an image: one reward, or several with weights (geneval:1.0 hpsv2:0.5), in this process or
+            where it is served (shapes@http://127.0.0.1:8100); docs/rewards.md lists them.
+        reward_weights: parts of the reward by name (or total) and their weights, to train on their weighted sum;
+            nothing: on the total.
+        reward_order: whether the parts are summed and then compared inside the group, or the reverse. The reverse of a
+            sum of rewards (geneval:1.0 hpsv2:0.5) takes its weights from there.
+        on_reward_failure: where an image has no score: stop the run, or leave its whole group out of the update.
+        prompts: the training prompts: shapes:train, the name of a set (t2i-rl data list) or a .jsonl or .txt file.
+        heldout: the prompts of the periodic evaluation, likewise.
+        steps: rollouts in the whole run.
+        seed: of the noise and of the order of the prompts.
+        out: the run folder; it must not exist.
+        contrast_prompt: what methods that measure the prompt's influence compare it with, "" being the unconditional
+            branch; if not given, what guidance leads away from.
+        dtype: of the weights. AdamW steps on float32 copies of bfloat16 ones, to which its steps would be lost; its
+            moments and adapters are float32 always.
+        trainable: which parameters the update changes, as a regular expression that their names contain, such as
+            language_model|generation_head; nothing: the model family's own, the transformer.
+        device: where everything runs, such as cpu or cuda.
+    """
+
+    model: str = "tiny"
+    method: str = "cfg"
+    reward: RewardSpecification = "shapes"
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    reward_order: RewardOrder = "sum-then-normalize"
+    on_reward_failure: OnRewardFailure = "stop"
+    prompts: str = "shapes:train"
+    heldout: str = "shapes:heldout"
+    steps: int = 100
+    seed: int = 0
+    out: Path = Path("runs/train")
+    contrast_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    trainable: str = ""
+    device: str = "cpu"
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    reward_server: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        check("steps", self.steps, self.steps >= 1, "at least 1")
+        check("seed", self.seed, self.seed >= 0, "0 or more")
+        temperature = self.rollout.sampling.temperature
+        check("rollout.sampling.temperature", temperature, temperature > 0, "above 0 in training")
+        weights = self.reward_weights
+        check("reward-weights", weights, all(map(math.isfinite, weights.values())), "names with finite numbers")
+
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """What `reward_weights` names or, for normalize-then-sum, the rewards of a sum; with their weights."""
+        if self.reward_weights or self.reward_order == "sum-then-normalize":
+            return self.reward_weights
+        terms = parse(self.reward)
+        if len(terms) == 1 and terms[0].weight is None:
+            return {}
+        return {term.name: 1.0 if term.weight is None else term.weight for term in terms}
+
+
+def to_json(config: TrainConfig) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """The settings by dotted name, as JSON holds them."""
+
+    def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in tree.items():
+            nested = isinstance(value, dict) and value
+            found |= leaves(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        return found
+
+    return leaves(json.loads(to_json(config)))
+
+
+def fixed(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a continuation has to share."""
+    return {name: value for name, value in flat(config).items() if name.partition(".")[0] not in FREE}

@@ -1,0 +1,71 @@
+"""Scoring a policy on held-out prompts, in memory: what the trainer does every so many steps.
+
+`eval.geneval` does the same with files, for a benchmark's numbers.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+from typing import TypeVar
+
+import torch
+
+from models.policy import Policy
+from rewards.reward import Reward, Scores, score_images
+from t2i_rl.prompts.prompt import Prompt, tag_of
+from t2i_rl.rollout.generate import Generated, generate
+from t2i_rl.rollout.sampling import Sampling
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The held-out score: the share of correct images where the reward has a strict verdict, else its mean.
+
+    per_tag: the mean over the images of each tag (prompts without a tag are one tag, `all`).
+    overall: the unweighted mean of `per_tag`, as in GenEval.
+    """
+
+    per_tag: Mapping[str, float]
+    overall: float
+    images: int
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of at most `size` items."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def score_generated(reward: Reward, prompts: Sequence[Prompt], images: Sequence[Generated]) -> Scores:
+    """The scores of generated images; `prompts` is the list that they were generated from."""
+    shown = [prompts[image.prompt] for image in images]
+    return score_images(reward, [image.image for image in images], [p.text for p in shown], [p.metadata for p in shown])
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    sampling: Sampling,
+    seed: int,
+    batch: int,
+    images_per_prompt: int = 1,
+) -> Evaluation:
+    """Generate `images_per_prompt` images of every prompt, about `batch` at a time, and score them.
+
+    The images are those of `generate` with this seed, whatever the training step: evaluations differ by the
+    policy alone. Raises RewardError when an image cannot be scored.
+    """
+    found: dict[str, list[float]] = {}
+    texts = [prompt.text for prompt in prompts]
+    for images in chunks(generate(policy, texts, images_per_prompt, sampling, seed, batch), batch):
+        scores = score_generated(reward, prompts, images)
+        for image, value in zip(images, scores.parts.get("strict", scores.total).tolist(), strict=True):
+            found.setdefault(tag_of(prompts[image.prompt]), []).append(value)
+    per_tag = {tag: fmean(values) for tag, values in found.items()}
+    return Evaluation(per_tag, fmean(per_tag.values()), sum(map(len, found.values())))

@@ -1,0 +1,108 @@
+"""Where the numbers of a run go: `metrics.jsonl` (one object a step), TensorBoard, the terminal, `reward.png`.
+
+Names in `metrics.jsonl`:
+
+| name | meaning |
+|---|---|
+| step | 1 after the first update; 0 is the untrained policy's evaluation |
+| reward, reward_std | mean over all scored groups; mean over the groups of the standard deviation inside a group |
+| reward/NAME | mean of a reward's part |
+| zero_variance | share of groups whose images all scored the same: they teach nothing |
+| groups_dropped, groups_resampled | groups left out of the update; groups of further prompts (when filtered) |
+| groups_lost | groups that lack a score and count nowhere else (with on-reward-failure drop_group) |
+| reward_faults/KIND | how often a reward server failed (kinds: `rewards.http.client`), whether a retry helped or not |
+| kl | mean divergence from the reference, over the updated tokens, in the method's form, in nats |
+| entropy | mean entropy of the sampled distribution, in nats |
+| clip_fraction | share of updated tokens at which the clipped product was the smaller one |
+| policy_loss, grad_norm | of the last optimizer step; the norm before clipping |
+| learning_rate | of the last optimizer step |
+| updated_tokens | share of tokens that carry gradient |
+| logprob_gap | largest difference between the sampler's and the trainer's log-probability of a token, in nats |
+| seconds/PHASE | wall time of sample, decode, score_wait (for the last scores, once all is sampled), update |
+| seconds/score | how long the scorer worked, most of it while the step went on sampling: no phase of its own |
+| seconds/step | wall time of the step |
+| images_per_second | sampled images over the wall time of the step |
+| heldout, heldout/TAG | score on the held-out prompts, where the step was evaluated |
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from t2i_rl.outputs import write_atomically
+
+METRICS = "metrics.jsonl"
+Metrics = Mapping[str, float]
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The steps of a run so far; a line without its end was being written when the run was killed."""
+    path = run / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def step_seconds(row: Metrics) -> float:
+    """Wall time of a step; 0 for an evaluation alone. Older runs have phases only, none beside another."""
+    phases = sum(value for name, value in row.items() if name.startswith("seconds/"))
+    return row.get("seconds/step", phases)
+
+
+class Tracker:
+    """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step."""
+
+    def __init__(self, run: Path, steps: int, done: int) -> None:
+        # What a killed run wrote beyond its last checkpoint will be written again.
+        self.kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= done]
+        write_atomically(run / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in self.kept))
+        self.file = (run / METRICS).open("a")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
+        self.console = Console()
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=self.console,
+            disable=not sys.stdout.isatty(),
+        )
+        self.task = self.progress.add_task("train", total=steps, completed=done, line="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+        self.board.close()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def log(self, metrics: Metrics) -> None:
+        """Record one step."""
+        step = int(metrics["step"])
+        self.kept.append(dict(metrics))
+        self.file.write(json.dumps(metrics) + "\n")
+        self.file.flush()
+        for name, value in metrics.items():
+            if name != "step":
+                self.board.add_scalar(name, value, step)
+        line = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "kl", "heldout") if name in metrics)
+        self.progress.update(self.task, completed=step, line=line)
+        if self.progress.disable:
+            seconds = step_seconds(metrics)
+            self.say(f"step {step}  {line}" + (f"  {seconds:.1f} s" if seconds else ""))
+        elif "heldout" in metrics:
+            self.say(f"step {step}  held-out {metrics['heldout']:.3f}")

@@ -1,0 +1,74 @@
+"""AdamW for weights in half precision: it steps on float32 copies of them.
+
+At the learning rates of the papers a step is about a millionth of a weight, and bfloat16 cannot add less than a 256th
+of one: without the copies most steps would be rounded away. The policy keeps the copies rounded to its own precision,
+so sampling and scoring cost what they did. Gradients are handed over as they are made and add up in float32 too.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from t2i_rl.training.config import UpdateConfig
+
+MASTERS = "masters"  # in the saved state, beside what AdamW has
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW whose parameters are the float32 copies; one that is float32 already is its own."""
+
+    def __init__(self, weights: Iterable[Parameter], **settings: Any) -> None:
+        self.weights = list(weights)
+        self.masters = [
+            weight if weight.dtype == torch.float32 else Parameter(weight.detach().float()) for weight in self.weights
+        ]
+        super().__init__(self.masters, **settings)
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                weight.register_post_accumulate_grad_hook(partial(hand_over, master))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing here re-evaluates a loss
+        super().step(closure)
+        self._round()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), MASTERS: [master.detach() for master in self.masters]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises KeyError or ValueError for the state of other weights."""
+        saved: list[Tensor] = state_dict[MASTERS]
+        if [master.shape for master in saved] != [master.shape for master in self.masters]:
+            raise ValueError("a master copy has another shape than its parameter")
+        super().load_state_dict(state_dict)
+        for master, value in zip(self.masters, saved, strict=True):
+            master.copy_(value)
+        self._round()
+
+    def _round(self) -> None:
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                weight.copy_(master)
+
+
+def hand_over(master: Parameter, weight: Tensor) -> None:
+    """Add the gradient of a weight to its copy's."""
+    assert weight.grad is not None
+    if master.grad is None:
+        master.grad = weight.grad.float()
+    else:
+        master.grad += weight.grad
+    weight.grad = None
+
+
+def adamw(weights: Iterable[Parameter], update: UpdateConfig) -> torch.optim.AdamW:
+    """torch's own for float32 weights, such as adapters; for others the one above."""
+    weights = list(weights)
+    whole = all(weight.dtype == torch.float32 for weight in weights)
+    kind = torch.optim.AdamW if whole else MasterAdamW
+    return kind(weights, lr=update.learning_rate, betas=update.betas, weight_decay=update.weight_decay)

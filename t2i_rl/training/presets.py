@@ -1,0 +1,155 @@
+"""Full runs as data: one preset per column of the two papers' tables of settings, and those of the tiny model.
+
+A preset goes by its name (`t2i-rl train --preset janus-pro-7b-geneval-cfg`) or by model, reward and method together
+(`--model janus-pro-7b --reward geneval --method cfg`); a combination without one takes the nearest of its model. Flags
+win over the run file, which wins over the preset.
+
+What both papers spread over processes is one batch here: `prompts_per_step` is processes x prompts of each x
+accumulation. Micro-batches, evaluation and checkpoints are ours: they decide memory, speed and what is shown.
+Weights are float32, where the releases train in bfloat16 beside float32 copies: `--dtype bfloat16` does the same.
+Prompts are sets of `t2i-rl data`: ours in GenEval's grammar; for HPSv2 those of T2I-R1, which the releases train on.
+GenEval's held-out figures are of the benchmark itself, which training never sees; `best.json`, a choice among
+checkpoints, does see it. HPSv2's are of one style of its benchmark.
+Columns for models that answer in text are left out.
+Nothing here imports torch.
+"""
+
+from dataclasses import replace
+
+from t2i_rl.errors import UserError
+from t2i_rl.methods.catalogue import METHODS
+from t2i_rl.methods.variants import base_name
+from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training.config import CheckpointConfig, EvaluationConfig, RolloutConfig, TrainConfig, UpdateConfig
+
+TINY = TrainConfig(
+    steps=120,
+    rollout=RolloutConfig(sampling=Sampling(guidance_scale=1.5)),
+    update=UpdateConfig(learning_rate=3e-4, warmup_steps=2, schedule="cosine"),
+    evaluation=EvaluationConfig(every=30, images_per_tag=50, batch=100),
+    checkpoint=CheckpointConfig(every=30),
+)
+
+GENEVAL = TrainConfig(
+    reward="geneval",
+    prompts="geneval-train",
+    heldout="geneval",
+    steps=1600,
+    device="cuda",
+    evaluation=EvaluationConfig(every=100, images_per_tag=50, batch=16),
+    checkpoint=CheckpointConfig(every=100),
+)
+HPS = replace(GENEVAL, reward="hpsv2", prompts="t2i-r1-train", heldout="hps/photo")
+
+# arXiv:2605.29198, images. Batch: 8 processes x 1 prompt x 16 images.
+# Our copy of the paper lacks the learning rate and where its cosine ends: both are the launch script's.
+CFG = replace(
+    GENEVAL,
+    model="janus-pro-7b",
+    method="cfg",
+    rollout=RolloutConfig(prompts_per_step=8, group_size=16, micro_batch=1, sampling=Sampling(guidance_scale=5.0)),
+    update=UpdateConfig(learning_rate=5e-6, betas=(0.99, 0.999), schedule="cosine", final_ratio=0.05, micro_batch=4),
+)
+# The launch script says nothing of AdamW's betas: the framework's.
+CFG_RELEASED = replace(CFG, method="cfg-released", seed=20, update=replace(CFG.update, betas=(0.9, 0.999)))
+# From the script for HPS beside the launch script. The entropy reward is for verifiable rewards alone.
+# Batch: 8 processes x 1 prompt x 8 images x accumulation 2.
+CFG_RELEASED_HPS = replace(
+    CFG_RELEASED,
+    reward=HPS.reward,
+    prompts=HPS.prompts,
+    heldout=HPS.heldout,
+    method="cfg-released[objective.beta=0.01,entropy_reward=none]",
+    rollout=replace(CFG.rollout, prompts_per_step=16, group_size=8),
+    update=replace(CFG_RELEASED.update, learning_rate=1e-6),
+)
+
+
+def critical(base: TrainConfig, model: str, method: str, rate: float, batch: int, group: int) -> TrainConfig:
+    """A column of arXiv:2509.22485. The 4 processes and the linear fall of the learning rate are the release's.
+
+    batch: prompts of each process times accumulation.
+    """
+    return replace(
+        base,
+        model=model,
+        method=method,
+        rollout=RolloutConfig(4 * batch, group, micro_batch=1, sampling=Sampling(guidance_scale=5.0)),
+        update=UpdateConfig(learning_rate=rate, schedule="linear", final_ratio=0.0, micro_batch=4),
+    )
+
+
+# The clip e of the running weight differs by model. Where nothing is said it is 0.5, as in the method.
+CRITICAL = {
+    "janus-pro-1b-geneval": critical(GENEVAL, "janus-pro-1b", "critical[dynamic.clip=1.0]", 3e-6, 2, 4),
+    "janus-pro-1b-hps": critical(HPS, "janus-pro-1b", "critical", 1e-6, 2, 4),
+    "janus-pro-7b-geneval": critical(GENEVAL, "janus-pro-7b", "critical[dynamic.clip=0.6]", 3e-6, 2, 4),
+    "janus-pro-7b-hps": critical(HPS, "janus-pro-7b", "critical[dynamic.clip=1.0]", 1e-6, 4, 8),
+}
+# Accumulation 2, no guidance. Schedule as released: a tenth of the run to warm up, a cosine down to a tenth.
+without_guidance = critical(HPS, "llamagen-256", "critical[objective.beta=0.04]", 1e-5, 2 * 2, 8)
+LLAMAGEN = replace(
+    without_guidance,
+    steps=900,
+    rollout=replace(without_guidance.rollout, sampling=Sampling(guidance_scale=1.0)),
+    update=replace(without_guidance.update, warmup_steps=90, schedule="cosine", final_ratio=0.1),
+)
+# As released: no accumulation. One epoch there, of a number of prompts that we do not know: the paper's steps here.
+LLAMAGEN_RELEASED = replace(
+    LLAMAGEN,
+    method="critical-released[objective.beta=0.04]",
+    rollout=replace(LLAMAGEN.rollout, prompts_per_step=8),
+)
+
+PRESETS: dict[str, TrainConfig] = {
+    **{f"tiny-shapes-{method}": replace(TINY, method=method) for method in METHODS},
+    "janus-pro-7b-geneval-cfg": CFG,
+    "janus-pro-7b-geneval-cfg-released": CFG_RELEASED,
+    "janus-pro-7b-hps-cfg-released": CFG_RELEASED_HPS,
+    "llamagen-256-hps-critical": LLAMAGEN,
+    "llamagen-256-hps-critical-released": LLAMAGEN_RELEASED,
+    **{f"{column}-critical": config for column, config in CRITICAL.items()},
+    # As released, e is 0.5 for every model.
+    **{
+        f"{column}-critical-released": replace(config, method="critical-released")
+        for column, config in CRITICAL.items()
+    },
+}
+
+
+BY_NAMES = {(config.model, config.reward, base_name(config.method)): name for name, config in PRESETS.items()}
+
+
+def preset_name(model: str, reward: str | None, method: str) -> str | None:
+    """The preset of a combination or the nearest to it: of this model, rather of this reward, rather of this method.
+
+    None for a model that has none. A single reward is the same wherever it is served: `geneval@http://HOST:PORT`.
+    """
+    method = base_name(method)
+    if reward is not None and " " not in reward:
+        reward = reward.partition("@")[0]
+    alike = {
+        name: (judged == reward, used == method)
+        for (trained, judged, used), name in BY_NAMES.items()
+        if trained == model
+    }
+    return max(alike, key=lambda name: alike[name], default=None)
+
+
+def preset(model: str, reward: str | None, method: str) -> TrainConfig:
+    """The preset of a combination or the nearest to it, with these names; the defaults where its model has none.
+
+    A bare method stands for the preset's variant of it; one that is spelt out with its settings stays as it is.
+    """
+    name = preset_name(model, reward, method)
+    found = TrainConfig(model=model, method=method) if name is None else PRESETS[name]
+    own = method == base_name(found.method)
+    return replace(found, reward=reward or found.reward, method=found.method if own else method)
+
+
+def find_preset(name: str) -> TrainConfig:
+    """The preset of that name."""
+    if name not in PRESETS:
+        full = [known for known in PRESETS if not known.startswith("tiny-")]
+        raise UserError(f"there is no preset {name!r}: choose one of {', '.join(full)}, or tiny-shapes-METHOD")
+    return PRESETS[name]

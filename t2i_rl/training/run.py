@@ -1,0 +1,168 @@
+"""A training run as a folder: started, logged, evaluated, checkpointed and resumed.
+
+RUN/config.json        the resolved configuration
+RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
+RUN/tensorboard/       the same numbers as events
+RUN/samples/           pictures of the same held-out prompts and noise at each evaluation
+RUN/samples.png        all of them, one row per evaluation
+RUN/reward.png         the curves
+RUN/checkpoints/       step-000020, ...; best.json names the best on held-out prompts
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from models.errors import ModelError
+from models.files.adapter import is_adapter
+from models.policy import Policy
+from models.registry import load
+from models.trainable import choose_trainable
+from rewards.registry import build
+from rewards.reward import Reward
+from t2i_rl.errors import UserError
+from t2i_rl.methods.baselines import Running
+from t2i_rl.methods.catalogue import find_method
+from t2i_rl.outputs import write_atomically
+from t2i_rl.pictures.curves import draw_reward_curve
+from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
+from t2i_rl.prompts.prompt import Prompt, balanced
+from t2i_rl.prompts.reading import load_prompts
+from t2i_rl.settings import override, read_settings
+from t2i_rl.training import checkpoints
+from t2i_rl.training.checks import check_records, check_settings
+from t2i_rl.training.config import TrainConfig, fixed, to_json
+from t2i_rl.training.evaluation import evaluate
+from t2i_rl.training.metrics_log import Metrics, Tracker
+from t2i_rl.training.trainer import Trainer
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+BEST = "best.json"
+SAMPLES = "samples"
+PICTURES = "samples.png"  # written last: a run that has it is finished
+STRIP = 8  # held-out prompts whose pictures are kept over time
+
+
+def start(config: TrainConfig) -> Path:
+    """Train from the model that the configuration names; nothing is written before everything is loaded."""
+    if config.out.exists():
+        raise UserError(
+            f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
+        )
+    trainer, heldout, judge = _prepare(config, config.model)
+    (config.out / CHECKPOINTS).mkdir(parents=True)
+    write_atomically(config.out / CONFIG, to_json(config))
+    return _train(trainer, heldout, judge, done=0)
+
+
+def resume(run: Path, steps: int | None = None, device: str | None = None) -> Path:
+    """Continue from the newest checkpoint; only the number of steps and the device may differ from the run's own."""
+    if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
+        raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
+    config: TrainConfig = override(TrainConfig(), read_settings(run / CONFIG), str(run / CONFIG))
+    config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
+    newest = checkpoints.latest(run / CHECKPOINTS)
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint to resume from: delete it and start again")
+    found = checkpoints.read(newest)
+    for name, now in fixed(config).items():
+        if found.settings.get(name) != now:
+            raise UserError(
+                f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {found.settings.get(name)!r}: "
+                "put it back, or start a new run with --model"
+            )
+    if found.step > config.steps or (found.step == config.steps and (run / PICTURES).exists()):
+        raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
+    trainer, heldout, judge = _prepare(config, str(newest))
+    checkpoints.load_optimizer(newest, trainer.optimizer)
+    trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
+    write_atomically(run / CONFIG, to_json(config))
+    return _train(trainer, heldout, judge, found.step)
+
+
+def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], Reward]:
+    """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'."""
+    method = find_method(config.method)
+    check_settings(config, method)
+    prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
+    judged_by = config.evaluation.reward or config.reward
+    check_records(config.reward, prompts)
+    check_records(judged_by, heldout)
+    reward = build(config.reward, config.device, config.reward_server)
+    judge = reward if judged_by == config.reward else build(judged_by, config.device, config.reward_server)
+    for asked, scorer in ((prompts, reward), (heldout, judge)):
+        scorer.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])
+    dtype, reference = getattr(torch, config.dtype), None
+    policy = _policy(config, source, dtype)
+    # A policy with adapters is its own reference, for it has them still to switch off.
+    if method.needs_reference and source != config.model and not config.lora.rank:
+        try:
+            reference = load(config.model, dtype, config.device).reference()
+        except ModelError as error:
+            run = config.out
+            raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
+    return Trainer(config, policy, method, reward, prompts, reference), heldout, judge
+
+
+def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
+    """The model with what the run trains of it: its own choice, parameters by name, or adapters."""
+    if source == config.model and is_adapter(source):
+        raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
+    policy = load(source, dtype, config.device)
+    if config.trainable:
+        choose_trainable(policy, config.trainable)
+    if config.lora.rank and source == config.model:
+        from models.lora import adapt
+
+        policy = adapt(policy, source, config.lora.rank, config.lora.alpha, config.lora.targets, config.seed)
+    return policy
+
+
+def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:
+    config, policy, run = trainer.config, trainer.policy, trainer.config.out
+    shown = balanced(heldout, 2)[:STRIP]
+    judged = balanced(heldout, config.evaluation.images_per_tag)
+    sampling, seed = config.rollout.sampling, config.seed
+    (run / PICTURES).unlink(missing_ok=True)
+
+    def measured(step: int) -> dict[str, float]:
+        found = evaluate(policy, judged, judge, sampling, seed, config.evaluation.batch)
+        save_strip(strip_path(run / SAMPLES, step), policy, shown, sampling, seed)
+        return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
+
+    with Tracker(run, config.steps, done) as tracker:
+        if done == 0:
+            tracker.log({"step": 0, **measured(0)})
+        for step in range(done + 1, config.steps + 1):
+            metrics = trainer.step(step)
+            last = step == config.steps
+            if last or step % config.evaluation.every == 0:
+                metrics |= measured(step)
+            tracker.log(metrics)
+            best = best_step(tracker.kept)
+            if last or step == best or step % config.checkpoint.every == 0:
+                history = {prompt: asdict(seen) for prompt, seen in trainer.history.items()}
+                checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config), history)
+                _keep_best(config, best)
+        # Once more for a run that was killed between its last checkpoint and here.
+        _keep_best(config, best_step(tracker.kept))
+        draw_reward_curve(run, tracker.kept)
+        evaluated = [int(row["step"]) for row in tracker.kept if "heldout" in row]
+        draw_progress(run / SAMPLES, evaluated, [prompt.text for prompt in shown], run / PICTURES)
+    return run
+
+
+def _keep_best(config: TrainConfig, best: int | None) -> None:
+    """Name the best checkpoint, and delete those that are neither it nor among the newest."""
+    write_atomically(config.out / BEST, json.dumps({"step": best}) + "\n")
+    checkpoints.prune(config.out / CHECKPOINTS, config.checkpoint.keep_last, best)
+
+
+def best_step(metrics: Sequence[Metrics]) -> int | None:
+    """The trained step with the highest held-out score, the earliest of equals; None before the first."""
+    judged = [row for row in metrics if "heldout" in row and row["step"] > 0]
+    return int(max(judged, key=lambda row: row["heldout"])["step"]) if judged else None

@@ -1,0 +1,71 @@
+"""One optimizer step: gradients added up over micro-batches, then weights moved unless something is not finite."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.policy import Policy
+from t2i_rl.errors import DivergenceError
+from t2i_rl.methods.method import Method
+from t2i_rl.methods.objectives import Denominators, Rows
+from t2i_rl.rollout.groups import Rollout
+from t2i_rl.rollout.log_probs import Scoring, micro_batches, replay
+from t2i_rl.training.config import UpdateConfig
+
+
+def learning_rate(step: int, steps: int, update: UpdateConfig) -> float:
+    """The rate of step 1..steps: linear warm-up, then the schedule down to `final_ratio`."""
+    if step <= update.warmup_steps:
+        return update.learning_rate * step / update.warmup_steps
+    progress = (step - update.warmup_steps) / max(1, steps - update.warmup_steps)
+    fall = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    ratio = 1.0 if update.schedule == "constant" else update.final_ratio
+    return update.learning_rate * (ratio + (1 - ratio) * fall[update.schedule])
+
+
+def backward(
+    policy: Policy,
+    reference: Policy | None,
+    method: Method,
+    rollout: Rollout,
+    rows: Rows,
+    shares: Denominators,
+    scoring: Scoring,
+    micro_batch: int,
+) -> tuple[dict[str, float], Float[Tensor, "R N"]]:
+    """Leave the gradient of the rollout's loss in the weights.
+
+    Returns the loss and its parts (`t2i_rl.methods.objectives.Loss`), and the log-probabilities of the tokens.
+    """
+    condition, tokens = rollout.row_condition, rollout.tokens.flatten(0, 1)
+    sums = {"value": 0.0, "policy": 0.0, "kl": 0.0, "clip_fraction": 0.0}
+    log_probs = []
+    with_entropy = method.objective.entropy_bonus != 0
+    compared = reference if method.objective.kl == "full" else None
+    for part in micro_batches(len(tokens), micro_batch):
+        replayed = replay(policy, condition.take(part), tokens[part], scoring, with_entropy, compared)
+        loss = method.loss(replayed, rows.take(part), shares, policy.layout)
+        loss.value.backward()
+        for name in sums:
+            sums[name] += getattr(loss, name).item()
+        log_probs.append(replayed.lp.detach())
+    return sums, torch.cat(log_probs)
+
+
+def move(optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int) -> float:
+    """Clip the gradient, let the optimizer step and clear the gradient; returns its norm before clipping.
+
+    Raises DivergenceError, before a weight moves, if the loss or the norm is not finite.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise DivergenceError(f"step {step}: the {name} is {value}; the policy keeps its last weights")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,220 @@
+"""The client of reward servers: the same scores as in process, and patience with those that fail."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rewards.errors import RewardError
+from rewards.http.client import Patience, RemoteReward, first_of_two, parts
+from rewards.http.exchange import Fault
+from rewards.http.wire import TOKEN_VARIABLE, VERSION, Problem
+from rewards.registry import build
+from rewards.reward import Reward, Scores, score_each, score_images
+from t2i_rl.prompts.shapes_world import prompts, render, scene_for
+from tests.rewards.servers import IMAGES, PROMPTS, RECORDS, Brightness, answering, nobody, serving
+
+QUICK = Patience(timeout=30, connect=30, attempts=3, pause=0.01, longest=0.05, images=3)
+
+
+def remote(*addresses: str, patience: Patience = QUICK) -> RemoteReward:
+    return RemoteReward("shapes", addresses, patience)
+
+
+def same(ours: Scores, theirs: Scores) -> None:
+    """Equal to the bit."""
+    assert ours.total.numpy().tobytes() == theirs.total.numpy().tobytes()
+    assert ours.parts.keys() == theirs.parts.keys()
+    for name, values in ours.parts.items():
+        assert values.numpy().tobytes() == theirs.parts[name].numpy().tobytes()
+    assert (ours.reasons, ours.failures) == (theirs.reasons, theirs.failures)
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-official", "shapes-partial-released"])
+def test_scores_over_http_are_those_in_process(name: str):
+    generator = np.random.default_rng(0)
+    records: list[Any] = list(prompts("heldout"))[:24]
+    images = [render(scene_for(record, generator)) for record in records]
+    images[::3] = images[::-3]  # some that do not show what they should
+    texts = [record["prompt"] for record in records]
+    local = build(name)
+    with serving(local, name) as first, serving(build(name), name) as second:
+        away = build(f"{name}@{first},{second}")
+        away.check(texts, records)
+        assert away.name == local.name
+        theirs = score_images(away, images, texts, records)
+    ours = score_images(local, images, texts, records)
+    assert len(set(ours.total.tolist())) > 1
+    same(ours, theirs)
+
+
+def test_what_float32_holds_arrives_to_the_bit():
+    odd = torch.tensor([1 / 3, 1e-45, -3.4e38, 0.1, -0.0, 7.0], dtype=torch.float32)
+
+    class Odd(Brightness):
+        def score(self, images: Sequence[Any], *_: Any) -> Scores:
+            rows = [int(image[0, 0, 0]) for image in images]
+            return Scores(odd[rows], {}, ("ä\n☃",) * len(rows))
+
+    with serving(Odd()) as address:
+        scores = remote(address).score(IMAGES[:6], PROMPTS[:6], RECORDS[:6])
+    assert scores.total.numpy().tobytes() == odd.numpy().tobytes()
+    assert scores.reasons == ("ä\n☃",) * 6
+
+
+def test_images_go_out_in_parts_and_come_back_in_order():
+    first, second = Brightness(), Brightness()
+    with serving(first) as one, serving(second) as two:
+        scores = remote(one, two).score(IMAGES, PROMPTS, RECORDS)
+    assert torch.equal(scores.total, torch.arange(8) / 255)
+    assert sum(first.batches) + sum(second.batches) == 8
+    assert max(*first.batches, *second.batches) <= 6
+    assert first.batches and second.batches
+
+
+def test_parts_keep_within_the_count_and_the_bytes():
+    assert parts([1] * 7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert parts([1], 3) == [slice(0, 1)]
+    assert parts([30 * 2**20] * 3 + [1], 8) == [slice(0, 2), slice(2, 4)]
+    assert parts([100 * 2**20, 1], 8) == [slice(0, 1), slice(1, 2)]  # the server refuses it with a sentence
+
+
+def test_it_works_inside_an_event_loop():
+    async def notebook(reward: Reward) -> Scores:
+        return reward.score(IMAGES[:1], PROMPTS[:1], RECORDS[:1])
+
+    with serving(Brightness()) as address:
+        assert asyncio.run(notebook(remote(address))).reasons == ("prompt 0",)
+
+
+def test_a_server_that_is_busy_is_asked_again():
+    busy = Problem(version=VERSION, error="full: try again").model_dump_json().encode()
+    statuses: list[str] = []
+    with serving(Brightness()) as good:
+
+        def answer(path: str, body: bytes) -> tuple[int, bytes]:
+            statuses.append(path)
+            return 503, busy
+
+        with answering(answer) as full:
+            reward = remote(full, good)
+            counts: Counter[str] = Counter()
+            while not counts:  # which of the two is asked first is chance
+                scores = score_images(reward, IMAGES, PROMPTS, RECORDS)
+                counts.update(scores.faults)
+                assert torch.equal(scores.total, torch.arange(8) / 255)
+    assert counts.keys() == {"busy"} and statuses
+
+
+@pytest.mark.parametrize("status", [401, 413, 422])
+def test_what_a_server_refuses_is_not_tried_again(status: int):
+    asked: list[str] = []
+
+    def answer(path: str, body: bytes) -> tuple[int, bytes]:
+        asked.append(path)
+        return status, Problem(version=VERSION, error="this will not do: mend it").model_dump_json().encode()
+
+    with answering(answer) as address, pytest.raises(RewardError, match="this will not do: mend it"):
+        remote(address).score(IMAGES[:1], PROMPTS[:1], RECORDS[:1])
+    assert asked == ["/score"]
+
+
+def test_metadata_that_the_reward_refuses_stop_the_run_before_it_begins():
+    with serving(Brightness()) as address:
+        remote(address).check(PROMPTS * 200, RECORDS * 200)
+        with pytest.raises(RewardError, match="a record is bad: mend it"):
+            remote(address).check(PROMPTS * 200, [*RECORDS * 199, *RECORDS[:-1], {"bad": True}])
+
+
+def test_a_run_begins_with_one_server_that_is_right():
+    with serving(Brightness()) as good, serving(Brightness(), "shapes-official") as other:
+        away = remote(nobody(), good)
+        away.check(PROMPTS, RECORDS)
+        assert away.name == "brightness"
+        with pytest.raises(RewardError, match=f"{other} serves the reward 'shapes-official', not 'shapes'"):
+            remote(good, other).check(PROMPTS, RECORDS)
+    with pytest.raises(
+        RewardError, match=r"no server of 'shapes' answers at http.*: start one with t2i-rl serve shapes"
+    ):
+        remote(nobody(), nobody()).check(PROMPTS, RECORDS)
+
+
+def test_servers_of_one_name_are_made_of_the_same():
+    class Another(Brightness):
+        name = "something else"
+
+    with serving(Brightness()) as one, serving(Another()) as two, pytest.raises(RewardError, match="differ"):
+        remote(one, two).check(PROMPTS, RECORDS)
+
+
+def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    with serving(Brightness(), token="open sesame") as address:
+        with pytest.raises(RewardError, match="has to hold the server's token"):
+            remote(address).score(IMAGES, PROMPTS, RECORDS)
+        monkeypatch.setenv(TOKEN_VARIABLE, "open sesame")
+        assert remote(address).score(IMAGES, PROMPTS, RECORDS).reasons == tuple(PROMPTS)
+
+
+def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", nobody())
+    monkeypatch.setenv("ALL_PROXY", nobody())
+    with serving(Brightness()) as address:
+        assert not remote(address).score(IMAGES, PROMPTS, RECORDS).faults
+
+
+def test_an_image_that_the_scorer_fails_on_is_not_tried_again():
+    class Sometimes(Brightness):
+        def score(self, images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+            scores = super().score(images, prompts, metadata)
+            scores.total[torch.tensor([int(image[0, 0, 0]) == 4 for image in images])] = float("inf")
+            return scores
+
+    with serving(Sometimes()) as address:
+        reward = remote(address)
+        scores = score_each(reward, IMAGES, PROMPTS, RECORDS)
+        assert scores.failures.keys() == {4} and "inf" in scores.failures[4]
+        assert scores.faults == {"image": 1}
+        assert torch.equal(scores.total, torch.tensor([0, 1, 2, 3, 0, 5, 6, 7]) / 255)
+        with pytest.raises(RewardError, match=r'image 4 \("prompt 4"\) has no score: total is inf'):
+            score_images(reward, IMAGES, PROMPTS, RECORDS)
+
+
+def test_a_slow_server_is_not_waited_for_if_another_may_be_asked():
+    go = threading.Event()
+    slow, quick = Brightness(lambda: go.wait(30)), Brightness()
+    with serving(slow) as one, serving(quick) as two:
+        reward = remote(one, two, patience=replace(QUICK, images=8, hedge=0.05))
+        reward.servers[1].in_flight += 1  # so that the slow one is asked first
+        scores = score_images(reward, IMAGES, PROMPTS, RECORDS)
+        go.set()
+    assert torch.equal(scores.total, torch.arange(8) / 255) and scores.faults == {"hedged": 1}
+    assert [server.in_flight for server in reward.servers] == [0, 1] and not any(one.failed for one in reward.servers)
+
+
+def test_who_succeeds_first_counts_and_only_two_faults_are_one():
+    async def after(seconds: float, answer: str | Fault) -> str:
+        await asyncio.sleep(seconds)
+        if isinstance(answer, Fault):
+            raise answer
+        return answer
+
+    def asked(*attempts: tuple[float, str | Fault]) -> tuple[str, int]:
+        told, waiting = list[int](), iter(attempts)
+        found = asyncio.run(first_of_two(lambda: after(*next(waiting)), 0.02, lambda: told.append(1)))
+        return found, len(told)
+
+    broken = Fault("server", "broken")
+    assert asked((0, "one")) == ("one", 0)
+    assert asked((30, "one"), (0, "two")) == ("two", 1)
+    assert asked((0.1, "one"), (0, broken)) == ("one", 1)
+    assert asked((0.1, broken), (0.2, "two")) == ("two", 1)
+    with pytest.raises(Fault, match="broken"):
+        asked((0, broken), (0, "two"))
+    with pytest.raises(Fault, match="the second"):
+        asked((0.1, broken), (0.2, Fault("server", "the second")))

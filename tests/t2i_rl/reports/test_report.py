@@ -1,0 +1,228 @@
+"""The page about runs: what it is made of, and how it behaves in a browser."""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_rl.cli import main
+from t2i_rl.errors import UserError
+from t2i_rl.reports import report
+from t2i_rl.reports.report import Reported
+from t2i_rl.training.config import EvaluationConfig, TrainConfig
+from tests.t2i_rl.browser import act, needs_browser, screenshot
+from tests.t2i_rl.small_runs import STEPS, train_words
+
+
+@pytest.fixture(scope="module")
+def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A finished run with token maps in its folder, and the same one as if killed after two steps."""
+    from rewards.registry import BUILDERS
+    from tests.t2i_rl.small_runs import Brightness
+
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+        assert main(train_words(model, folder / "whole", "critical")) == 0
+    words = ["a photo of a ring", "--model", str(model), "--group-size", "2", "--out", str(folder / "whole/heatmap")]
+    assert main(["heatmap", *words]) == 0
+    killed = folder / "killed"
+    shutil.copytree(folder / "whole", killed, ignore=shutil.ignore_patterns("heatmap", "step-000003.png"))
+    config = json.loads((killed / "config.json").read_text())
+    (killed / "config.json").write_text(json.dumps({**config, "method": "cfg", "seed": 7}))
+    lines = (killed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:20])
+    return [folder / "whole", killed]
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path]) -> Path:
+    path = runs[0].parent / "report.html"
+    assert main(["report", *map(str, runs), "--out", str(path)]) == 0
+    return path
+
+
+def data_of(html: str) -> dict:
+    """What the page's own script reads; pages of token maps come before it, escaped."""
+    return json.loads(re.findall(r"^const data = (.*);$", html, re.MULTILINE)[-1])
+
+
+def reported(name: str = "run", **metrics: list[float]) -> Reported:
+    steps = len(next(iter(metrics.values())))
+    rows = [{"step": step, **{key: values[step] for key, values in metrics.items()}} for step in range(steps)]
+    return Reported(name, TrainConfig(), rows, {}, [], {})
+
+
+def test_every_number_of_the_runs_is_in_the_page(runs: list[Path], page: Path):
+    html = page.read_text()
+    data = data_of(html)
+    curves = {panel["name"]: panel["curves"] for panel in data["panels"]}
+    rows = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    assert curves.keys() == {name for row in rows for name in row} - {"step"}
+    for name, (whole, killed) in curves.items():
+        expected = [[row["step"], row[name]] for row in rows if name in row]
+        assert whole == expected and killed == [point for point in expected if point[0] <= 2]
+        assert f'data-panel="{name}"' in html
+    assert [[step for step, _ in samples] for samples in data["samples"]] == [[0, 3, 5], [0]]
+    assert data["steps"] == [0, 3, 5]
+    assert html.count("<iframe") == 1 and "not finished" in html
+
+
+def test_the_page_needs_nothing_else(page: Path):
+    html = re.sub(r'srcdoc="[^"]*"', "", page.read_text())
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|<link|<script src|url\(|@import", html)
+
+
+def test_what_differs_is_told_apart_from_what_does_not(page: Path):
+    html = page.read_text()
+    differing = html.split("What differs between the runs:")[1].split("</table>")[0]
+    assert re.findall(r"<tr><th>(.*?)</th>", differing)[1:] == ["method", "seed"]
+    assert "rollout.group_size" in html and "rollout.group_size" not in differing
+
+
+def test_sections_hold_every_curve_once():
+    names = [
+        "zzz",
+        "kl",
+        "heldout/a",
+        "seconds/score",
+        "heldout",
+        "reward_std",
+        "reward/strict",
+        "groups_lost",
+        "seconds/step",
+    ]
+    assert report.sections(names) == {
+        "Held-out score": ["heldout", "heldout/a"],
+        "Reward of the training groups": ["reward/strict", "reward_std", "groups_lost"],
+        "Policy": ["kl"],
+        "Time": ["seconds/step", "seconds/score"],
+        "Further": ["zzz"],
+    }
+
+
+def test_the_summary_of_a_run():
+    config = dataclasses.replace(TrainConfig(), steps=2, evaluation=EvaluationConfig(images_per_tag=50))
+    run = reported(heldout=[0.5, 0.9, 0.6], **{"heldout/a": [0.5, 1, 0.2], "heldout/b": [0.5, 0.8, 1.0]})
+    row = report.summary(dataclasses.replace(run, config=config))
+    assert row["steps"] == "2 of 2" and row["held-out before"] == "0.500"
+    assert row["best (step)"] == "0.900 (1)" and row["last"] == "0.600"
+    assert row["its standard error"] == f"≤ {math.sqrt(0.2 * 0.8 / 50) / 2:.3f}"
+    unbounded = reported(heldout=[3.0], **{"heldout/a": [3.0]})
+    assert report.summary(unbounded)["its standard error"] == "" and report.summary(unbounded)["last"] == ""
+    assert report.panel("heldout", [unbounded])["unit"] is False
+
+
+def test_high_samples_are_made_smaller(tmp_path: Path):
+    for height, kind in ((report.TALLEST, "png"), (report.TALLEST * 2, "jpeg")):
+        Image.fromarray(np.zeros((height, 2 * height, 3), np.uint8)).save(tmp_path / "strip.png")
+        assert report.strip_uri(tmp_path / "strip.png").startswith(f"data:image/{kind};base64,")
+
+
+def test_a_run_without_a_common_name_goes_by_its_path():
+    assert report.names_of([Path("a/run"), Path("b/run")]) == ["a/run", "b/run"]
+    assert report.names_of([Path("a/one"), Path("b/two")]) == ["one", "two"]
+
+
+def test_token_maps_can_be_drawn_with_the_newest_checkpoint(runs: list[Path], monkeypatch: pytest.MonkeyPatch):
+    maps = report.read(runs[0], "whole", prompt="a photo of two crosses").maps
+    assert list(maps) == ["heatmap", "“a photo of two crosses”"]
+    assert f"whole, step-{STEPS:06d}, against" in maps["“a photo of two crosses”"]
+
+
+def test_runs_with_other_numbers_of_images_are_told(runs: list[Path]):
+    one = report.read(runs[0], "one")
+    more = dataclasses.replace(one.config, evaluation=EvaluationConfig(images_per_tag=77))
+    images = one.config.evaluation.images_per_tag
+    assert f"over {images} or 77 images" in report.report([one, dataclasses.replace(one, config=more)])
+
+
+def test_what_is_no_run(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]):
+    for words, says in (
+        ([], "no run is named"),
+        ([str(tmp_path)], "is not a run folder"),
+        (list(map(str, runs)), "name it with --out"),
+    ):
+        assert main(["report", *words]) == 2
+        assert says in capsys.readouterr().err
+    shutil.copy(runs[0] / "config.json", tmp_path)
+    with pytest.raises(UserError, match="measured nothing yet"):
+        report.read(tmp_path, "new")
+    assert not (tmp_path / "report.html").exists()
+
+
+@needs_browser
+def test_the_slider_and_the_curves_in_a_browser(page: Path, tmp_path: Path):
+    samples = data_of(page.read_text())["samples"]
+    seen = act(
+        page,
+        """
+        const strips = () => [...document.querySelectorAll("[data-strip]")].map(image => image.src);
+        const time = document.getElementById("time"), end = strips(), found = {end};
+        slide(time, 0);
+        found.start = strips();
+        slide(time, 1);
+        found.middle = strips();
+        found.now = document.getElementById("now").textContent;
+        const figure = document.querySelector('[data-panel="heldout"]');
+        point(figure.querySelector("svg"), 0.99, 0.5);
+        found.readout = figure.querySelector("output").textContent;
+        found.paths = [...figure.querySelectorAll("path")].map(path => path.getAttribute("stroke"));
+        found.empty = [...document.querySelectorAll("[data-panel]")].filter(each => !each.querySelector("path")).length;
+        found.shown = [...document.querySelectorAll(".strips img")].every(image => image.naturalWidth > 0);
+        return found;
+        """,
+    )
+    whole, killed = (dict(each) for each in samples)
+    assert seen["end"] == [whole[5], killed[0]]
+    assert seen["start"] == [whole[0], killed[0]]
+    assert seen["middle"] == [whole[3], killed[0]] and seen["now"] == "step 3"
+    assert re.fullmatch(r"step 5: whole 0\.\d+", seen["readout"])
+    assert seen["paths"] == list(report.COLORS[:2])
+    assert seen["empty"] == 0 and seen["shown"]
+    screenshot(page, tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert picture.size == (1300, 2500)
+    for color in report.COLORS[:2]:  # of both runs' curves
+        assert (pixels == [int(color[at : at + 2], 16) for at in (1, 3, 5)]).all(1).any()
+
+
+@needs_browser
+def test_pointing_at_a_token_in_a_browser(runs: list[Path]):
+    with np.load(runs[0] / "heatmap/maps.npz") as saved:
+        entropy, tokens = saved["entropy"], saved["tokens"]
+    seen = act(
+        runs[0] / "heatmap/heatmap.html",
+        """
+        const cell = document.querySelectorAll('td[data-map="entropy"]')[1], canvas = cell.querySelector("canvas");
+        point(canvas, 0.6, 0.3);
+        const mark = cell.querySelector(".mark"), found = {readout: document.getElementById("readout").textContent};
+        found.mark = [mark.style.display, mark.style.left, mark.style.top, mark.style.width];
+        canvas.dispatchEvent(new PointerEvent("pointerleave"));
+        found.gone = mark.style.display;
+        slide(document.getElementById("opacity"), 0.25);
+        found.opacity = canvas.style.opacity;
+        slide(document.getElementById("size"), 320);
+        found.size = canvas.clientWidth;
+        document.getElementById("lines").click();
+        found.lines = getComputedStyle(cell.querySelector(".grid")).display;
+        [...document.querySelectorAll("#shown label")].at(-1).querySelector("input").click();
+        const hidden = each => each.style.display === "none";
+        found.hidden = [...document.querySelectorAll("td[data-map]")].filter(hidden).length;
+        return found;
+        """,
+    )
+    token = 1 * 4 + 2  # of a 4 x 4 grid: 0.6 across is column 2, 0.3 down is row 1
+    value = float(f"{entropy[1, token]:.4g}")
+    where = f"image 1, token {token} (row 1, column 2), code {tokens[1, token]}"
+    assert seen["readout"] == f"entropy, nats: {value}  ·  {where}"
+    assert seen["mark"] == ["block", "50%", "25%", "25%"] and seen["gone"] == "none"
+    assert (seen["opacity"], seen["size"], seen["lines"]) == ("0.25", 320, "none")
+    assert seen["hidden"] == 2 + 1  # of two images, and the colour bar

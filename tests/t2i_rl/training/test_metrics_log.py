@@ -1,0 +1,83 @@
+"""What a run writes down, and how it speaks."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from t2i_rl.pictures.curves import draw_reward_curve
+from t2i_rl.training import metrics_log as tracking
+from t2i_rl.training.metrics_log import Tracker, read_metrics, step_seconds
+from tests.t2i_rl.training.test_trainer import settings, trainer
+
+ROWS = [{"step": 0, "heldout": 0.25}] + [{"step": step, "reward": step / 10, "seconds/sample": 0.5} for step in (1, 2)]
+
+
+def log(run: Path, done: int, *rows: dict[str, float]) -> None:
+    with Tracker(run, 4, done) as tracker:
+        for row in rows:
+            tracker.log(row)
+
+
+def test_metrics_come_back(tmp_path: Path):
+    assert read_metrics(tmp_path) == []
+    log(tmp_path, 0, *ROWS)
+    assert read_metrics(tmp_path) == ROWS
+
+
+def test_what_lies_beyond_the_checkpoint_is_written_again(tmp_path: Path):
+    log(tmp_path, 0, *ROWS)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "rew')  # killed while it wrote
+    assert read_metrics(tmp_path) == ROWS
+    log(tmp_path, 1, {"step": 2, "reward": 0.9})
+    assert read_metrics(tmp_path) == [*ROWS[:2], {"step": 2, "reward": 0.9}]
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path):
+    log(tmp_path, 0, *ROWS)
+    log(tmp_path, 1, {"step": 2, "reward": 0.9})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = {event.step: event.value for event in events.Scalars("reward")}
+    assert found == pytest.approx({1: 0.1, 2: 0.9})
+    assert [event.step for event in events.Scalars("heldout")] == [0]
+
+
+def test_one_plain_line_a_step_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log(tmp_path, 0, *ROWS)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "step 0  heldout 0.250",
+        "step 1  reward 0.100  0.5 s",
+        "step 2  reward 0.200  0.5 s",
+    ]
+    assert not captured.err
+
+
+def test_every_metric_of_a_step_is_documented():
+    metrics = trainer("grpo", settings()).step(1)
+    named = re.findall(r"^\| (.+?) \|", tracking.__doc__, flags=re.MULTILINE)
+    documented = {name for cell in named for name in cell.split(", ")}
+    plain = {re.sub(r"^seconds/(?!score$|step$).*", "seconds/PHASE", name) for name in metrics}
+    assert plain <= documented
+    phases = {name.removeprefix("seconds/") for name in metrics if name.startswith("seconds/")}
+    assert phases == {"sample", "decode", "score_wait", "update", "score", "step"}
+    spent = sum(metrics[f"seconds/{phase}"] for phase in phases - {"score", "step"})
+    assert spent <= metrics["seconds/step"]
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_the_seconds_of_a_step_count_nothing_twice():
+    assert step_seconds({"step": 1, "seconds/score": 5.0, "seconds/score_wait": 1.0, "seconds/step": 4.0}) == 4
+    assert step_seconds(ROWS[1]) == 0.5 and step_seconds(ROWS[0]) == 0
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["trained", "untrained"])
+def test_the_reward_curve(tmp_path: Path, rows: list[dict[str, float]]):
+    assert draw_reward_curve(tmp_path, rows) == tmp_path / "reward.png"
+    picture = np.asarray(Image.open(tmp_path / "reward.png"))
+    assert picture.ndim == 3 and picture.std() > 0

@@ -1,0 +1,157 @@
+"""Presets: what the papers' columns say, and what picks one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rewards.registry import BUILDERS
+from t2i_rl.cli import main
+from t2i_rl.commands.train import resolve
+from t2i_rl.errors import UserError
+from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.methods.variants import base_name
+from t2i_rl.settings import override, read_settings
+from t2i_rl.training.config import TrainConfig, to_json
+from t2i_rl.training.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
+
+FULL = [name for name in PRESETS if not name.startswith("tiny-")]
+# Images of a step, group, learning rate, beta, guidance, steps: the columns of both papers, and the launch script's.
+COLUMNS = {
+    "janus-pro-7b-geneval-cfg": (128, 16, 5e-6, 0.03, 5.0, 1600),
+    "janus-pro-7b-geneval-cfg-released": (128, 16, 5e-6, 0.03, 5.0, 1600),
+    "llamagen-256-hps-critical": (4 * 2 * 2 * 8, 8, 1e-5, 0.04, 1.0, 900),
+    "janus-pro-1b-geneval-critical": (4 * 2 * 4, 4, 3e-6, 0.01, 5.0, 1600),
+    "janus-pro-1b-hps-critical": (4 * 2 * 4, 4, 1e-6, 0.01, 5.0, 1600),
+    "janus-pro-7b-geneval-critical": (4 * 2 * 4, 4, 3e-6, 0.01, 5.0, 1600),
+    "janus-pro-7b-hps-critical": (4 * 4 * 8, 8, 1e-6, 0.01, 5.0, 1600),
+}
+CLIPS = {"llamagen-256-hps": 0.5, "janus-pro-1b-geneval": 1.0, "janus-pro-1b-hps": 0.5}
+CLIPS |= {"janus-pro-7b-geneval": 0.6, "janus-pro-7b-hps": 1.0}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_named_for_what_it_trains(name: str) -> None:
+    config = PRESETS[name]
+    method = base_name(config.method)
+    assert name == f"{config.model}-{config.reward.removesuffix('v2')}-{method}"
+    assert find_method(config.method).objective == METHODS[method].objective or "objective." in config.method
+    assert preset(config.model, config.reward, method) == config
+    assert find_preset(name) == config
+
+
+def test_no_two_presets_are_of_the_same_names() -> None:
+    assert len(BY_NAMES) == len(PRESETS)
+    assert {method for model, reward, method in BY_NAMES if (model, reward) == ("tiny", "shapes")} == {*METHODS}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_columns_of_the_papers(name: str) -> None:
+    config = PRESETS[name]
+    rollout, method = config.rollout, find_method(config.method)
+    assert (
+        rollout.prompts_per_step * rollout.group_size,
+        rollout.group_size,
+        config.update.learning_rate,
+        method.objective.beta,
+        rollout.sampling.guidance_scale,
+        config.steps,
+    ) == COLUMNS[name]
+    assert rollout.sampling.temperature == 1 and config.update.max_grad_norm == 1
+
+
+@pytest.mark.parametrize("column", CLIPS)
+def test_the_clip_of_the_running_weight_by_model(column: str) -> None:
+    paper, released = (find_method(PRESETS[f"{column}-{name}"].method) for name in ("critical", "critical-released"))
+    assert paper.dynamic is not None and released.dynamic is not None
+    assert (paper.dynamic.clip, paper.dynamic.detach) == (CLIPS[column], True)
+    assert (released.dynamic.clip, released.dynamic.detach) == (0.5, False)
+    assert paper.objective == released.objective
+
+
+def test_adam_of_the_paper_and_of_the_launch_script() -> None:
+    assert PRESETS["janus-pro-7b-geneval-cfg"].update.betas == (0.99, 0.999)
+    assert PRESETS["janus-pro-7b-geneval-cfg-released"].update.betas == (0.9, 0.999)
+
+
+def test_without_a_preset_there_are_the_defaults() -> None:
+    assert preset("some/model", "shapes", "grpo") == TrainConfig(model="some/model", reward="shapes", method="grpo")
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_written_down_and_read_back(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(to_json(PRESETS[name]))
+    assert override(TrainConfig(), read_settings(path), "config.json") == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_its_name_or_what_it_is_of_pick_a_preset(name: str, tmp_path: Path) -> None:
+    config = PRESETS[name]
+    method = base_name(config.method)
+    flags = ["--model", config.model, "--reward", config.reward, "--method", method]
+    assert resolve(["--preset", name]) == resolve(flags) == config
+    assert resolve(["--preset", name, "--method", method]) == config
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"model": config.model, "reward": config.reward, "method": method}))
+    assert resolve(["--config", str(file)]) == config
+    file.write_text(to_json(config))
+    assert resolve(["--config", str(file)]) == config
+
+
+def test_flag_over_run_file_over_named_preset(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('steps = 7\nreward = "shapes"\n[rollout]\ngroup-size = 2\n')
+    config = resolve(["--preset", "janus-pro-7b-geneval-critical", "--config", str(file), "--steps", "9"])
+    assert (config.steps, config.reward, config.rollout.group_size) == (9, "shapes", 2)
+    assert config.method == "critical[dynamic.clip=0.6]" and config.update.learning_rate == 3e-6
+
+
+def test_another_method_with_the_settings_of_a_preset() -> None:
+    """The baseline of a column; and a method that is spelt out stays as it is."""
+    name = "janus-pro-7b-geneval-critical"
+    baseline = resolve(["--preset", name, "--method", "grpo"])
+    assert baseline.method == "grpo" and baseline.update == PRESETS[name].update
+    spelt = "critical[dynamic.clip=0.5]"
+    assert resolve(["--preset", name, "--method", spelt]).method == spelt
+    flags = ["--model", "janus-pro-7b", "--reward", "geneval", "--method", spelt]
+    assert resolve(flags) == resolve(["--preset", name, "--method", spelt])
+
+
+def test_a_reward_that_is_served_elsewhere_keeps_its_preset() -> None:
+    served = "shapes@http://127.0.0.1:8100"
+    assert preset("tiny", served, "cfg") == replace(preset("tiny", "shapes", "cfg"), reward=served)
+    several = f"{served} hpsv2:0.5"
+    assert preset("tiny", several, "cfg") == replace(preset("tiny", "shapes", "cfg"), reward=several)
+
+
+def test_a_combination_without_a_preset_takes_the_nearest_of_its_model() -> None:
+    for reward, method, nearest in (
+        ("aesthetic", "cfg", "janus-pro-7b-geneval-cfg"),
+        ("hpsv2", "cfg", "janus-pro-7b-hps-cfg-released"),
+        ("hpsv2", "gspo", "janus-pro-7b-hps-cfg-released"),
+        (None, "critical", "janus-pro-7b-geneval-critical"),
+    ):
+        assert preset_name("janus-pro-7b", reward, method) == nearest
+        found = preset("janus-pro-7b", reward, method)
+        assert found.rollout == PRESETS[nearest].rollout and found.reward == (reward or PRESETS[nearest].reward)
+        assert base_name(found.method) == method
+
+
+def test_a_preset_that_is_not_there() -> None:
+    with pytest.raises(
+        UserError, match=r"no preset 'huge': choose one of janus-pro-7b-geneval-cfg, .*tiny-shapes-METHOD"
+    ):
+        resolve(["--preset", "huge"])
+
+
+def test_a_reward_that_is_not_there_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(BUILDERS, "geneval")
+    assert main(["train", "--preset", "janus-pro-7b-geneval-cfg"]) == 2
+    error = capsys.readouterr().err
+    assert "'geneval'" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,377 @@
+"""A run as a folder: what it holds, how it resumes bit for bit however it died, and what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from models.janus.policy import JanusPolicy
+from rewards.registry import BUILDERS
+from rewards.reward import Scores
+from t2i_rl.cli import main
+from t2i_rl.pictures.strips import draw_progress
+from t2i_rl.training import checkpoints
+from t2i_rl.training.run import best_step
+from t2i_rl.training.trainer import Trainer
+from tests.t2i_rl.small_runs import DEATHS, DIES_AT, STEPS, Brightness, train_words
+
+pytestmark = pytest.mark.usefixtures("brightness")
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+        assert main(train_words(model, run)) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run per way of dying."""
+    folder = tmp_path_factory.mktemp("killed")
+    words = [sys.executable, "-m", "tests.t2i_rl.small_runs", str(model), str(folder)]
+    subprocess.run(words, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    return folder
+
+
+def without_time(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer moments by name."""
+    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    flat = {f"{index}.{name}": value for index, values in moments.items() for name, value in values.items()}
+    return flat | load_file(checkpoint / "model.safetensors")
+
+
+def listing(run: Path) -> list[str]:
+    files = (str(path.relative_to(run)) for path in run.rglob("*"))
+    return sorted(path for path in files if not path.startswith("tensorboard/"))
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    assert listing(run) == listing(other)
+    assert without_time(run) == without_time(other)
+    assert (run / "best.json").read_text() == (other / "best.json").read_text()
+    for checkpoint in checkpoints.complete(run / "checkpoints"):
+        found, wanted = state(checkpoint), state(other / "checkpoints" / checkpoint.name)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for picture in (run / "samples").iterdir():
+        assert picture.read_bytes() == (other / "samples" / picture.name).read_bytes()
+
+
+def copied(run: Path, to: Path) -> Path:
+    return shutil.copytree(run, to / "run")
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The sentence with which the command line refuses, after checking that it is one."""
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("t2i-rl: ") and captured.err.count("\n") == 1 and not captured.out
+    return captured.err
+
+
+def test_the_folder_of_a_run(finished: Path):
+    best = json.loads((finished / "best.json").read_text())["step"]
+    assert listing(finished)[0] == "best.json"
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "best.json",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "reward.png",
+        "samples",
+        "samples.png",
+        "tensorboard",
+    }
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {f"step-{n:06d}" for n in (best, STEPS)}
+    assert [row["step"] for row in without_time(finished)] == list(range(STEPS + 1))
+    assert [row["step"] for row in without_time(finished) if "heldout" in row] == [0, 3, STEPS]
+    assert {path.name for path in (finished / "samples").iterdir()} == {f"step-{n:06d}.png" for n in (0, 3, STEPS)}
+    assert np.asarray(Image.open(finished / "samples.png")).std() > 0
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_the_run_changes_the_weights(finished: Path, model: Path):
+    before = load_file(model / "model.safetensors")
+    after = load_file(checkpoints.at_step(finished / "checkpoints", STEPS) / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("language_model" in name for name in moved)
+
+
+@pytest.mark.parametrize("death", [death.__name__ for death in DEATHS])
+def test_a_killed_run_ends_like_one_that_was_not(killed: Path, finished: Path, death: str):
+    assert main(["train", "--resume", str(killed / death)]) == 0
+    assert_same_run(killed / death, finished)
+
+
+class Coarse(Brightness):
+    """So coarse that the images of a group often score the same."""
+
+    def score(self, images, prompts, metadata) -> Scores:
+        fine = super().score(images, prompts, metadata)
+        return replace(fine, total=(25 * fine.total).round())
+
+
+# What a step needs beyond weights and moments: history, prompts in place of others, settings that name parts.
+REMEMBERING = [
+    ("tracker", ""),
+    ("spo", ""),
+    ("dapo", "--rollout.resample-rounds 3"),
+    ("grpo", "--reward-weights total 2.0 --update.log-prob cfg --update.updates-per-rollout 2"),
+    ("cfg[source=current]", "--contrast-prompt ring --negative-prompt cross --update.updates-per-rollout 2"),
+]
+
+
+@pytest.mark.parametrize(("method", "more"), REMEMBERING, ids=[method for method, _ in REMEMBERING])
+def test_what_a_run_remembers_survives(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, more: str
+):
+    monkeypatch.setitem(BUILDERS, "coarse", lambda device: Coarse())
+    words = [*more.split(), "--reward", "coarse"]
+    assert main(train_words(model, tmp_path / "whole", method, *words)) == 0
+    with monkeypatch.context() as patch:
+        step = Trainer.step
+
+        def stopped(self: Trainer, number: int) -> dict[str, float]:
+            if number == DIES_AT:
+                raise KeyboardInterrupt
+            return step(self, number)
+
+        patch.setattr(Trainer, "step", stopped)
+        assert main(train_words(model, tmp_path / "stopped", method, *words)) == 130
+    assert main(["train", "--resume", str(tmp_path / "stopped")]) == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    rows = without_time(tmp_path / "whole")
+    assert any(row.get("zero_variance", 0) > 0 for row in rows)
+    assert (method == "dapo") == any(row.get("groups_resampled", 0) > 0 for row in rows)
+
+
+def test_a_resumed_run_copies_no_reference(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The model that the run began with is the reference; the checkpoint's is never copied."""
+    copied_from = []
+    reference = JanusPolicy.reference
+
+    def counted(self: JanusPolicy) -> JanusPolicy:
+        copied_from.append(self)
+        return reference(self)
+
+    monkeypatch.setattr(JanusPolicy, "reference", counted)
+    run = copied(finished, tmp_path)
+    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1)]) == 0
+    assert len(copied_from) == 1
+
+
+def test_more_steps(finished: Path, tmp_path: Path):
+    run = copied(finished, tmp_path)
+    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1), "--device", "cpu"]) == 0
+    assert without_time(run)[: STEPS + 1] == without_time(finished)
+    assert [row["step"] for row in without_time(run)] == list(range(STEPS + 2))
+    assert json.loads((run / "config.json").read_text())["steps"] == STEPS + 1
+    assert (run / "samples.png").exists() and (run / f"samples/step-{STEPS + 1:06d}.png").exists()
+
+
+def test_a_long_run_shows_evenly_spaced_evaluations(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prompts = ["first", "second"]
+    draw_progress(finished / "samples", [0, STEPS], prompts, tmp_path / "ends.png")
+    monkeypatch.setattr("t2i_rl.pictures.strips.ROWS", 2)
+    draw_progress(finished / "samples", [0, 3, STEPS], prompts, tmp_path / "thinned.png")
+    assert (tmp_path / "thinned.png").read_bytes() == (tmp_path / "ends.png").read_bytes()
+
+
+def test_the_best_step_is_the_earliest_of_equals_and_never_the_untrained_one():
+    assert best_step([{"step": 0, "heldout": 0.9}]) is None
+    rows = [{"step": step, "heldout": score} for step, score in enumerate((0.9, 0.2, 0.4, 0.4, 0.3))]
+    assert best_step([*rows, {"step": 5}]) == 2
+
+
+def test_a_folder_that_exists_is_left_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "notes").write_text("mine")
+    assert "exists: continue it with --resume" in refused(capsys, *train_words(model, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--prompts", "broken.jsonl"), "broken.jsonl, line 2 is not JSON"),
+        (("--heldout", "broken.jsonl"), "broken.jsonl, line 2 is not JSON"),
+        (("--prompts", "nameless.jsonl"), "nameless.jsonl, line 1 has no `prompt`"),
+        (("--prompts", "empty.txt"), "empty.txt holds no prompts"),
+        (("--reward", "shapes"), "the metadata lack the key 'tag'"),
+        (("--reward", "beauty"), "there is no reward named 'beauty'"),
+        (("--method", "ppo"), "there is no method 'ppo'"),
+        (("--model", "no-such-model"), "unknown model 'no-such-model'"),
+        (("--model", "another-grid"), "num_patches is 6, but vision_config's image_size // patch_size is 4"),
+        (("--rollout.group-size", "1"), "rollout.group-size is 1"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[str, ...],
+    says: str,
+):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.jsonl").write_text('{"prompt": "a ring"}\n{"prompt": \n')
+    Path("nameless.jsonl").write_text('{"text": "a ring"}\n')
+    Path("empty.txt").write_text("\n")
+    shutil.copytree(model, "another-grid")
+    config = json.loads((model / "config.json").read_text())
+    config["vq_config"]["num_patches"] = 6
+    Path("another-grid/config.json").write_text(json.dumps(config))
+    assert says in refused(capsys, *train_words(model, tmp_path / "run", "cfg", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "is not a run folder" in refused(capsys, "train", "--resume", tmp_path)
+    newest = checkpoints.latest(finished / "checkpoints")
+    assert "is not a run folder" in refused(capsys, "train", "--resume", newest)
+    assert f"has done {STEPS} steps" in refused(capsys, "train", "--resume", finished)
+    assert f"has done {STEPS} steps" in refused(capsys, "train", "--resume", finished, "--steps", 2)
+    assert "steps is 0" in refused(capsys, "train", "--resume", finished, "--steps", 0)
+    assert "Unrecognized options: --seed" in refused(capsys, "train", "--resume", finished, "--seed", 1)
+    run = copied(finished, tmp_path)
+    for checkpoint in checkpoints.complete(run / "checkpoints"):
+        shutil.rmtree(checkpoint)
+    assert "has no checkpoint to resume from" in refused(capsys, "train", "--resume", run)
+
+
+def torn(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "model.safetensors", 1000)
+
+
+def lost(checkpoint: Path) -> None:
+    (checkpoint / "optimizer.pt").unlink()
+
+
+def unmarked(checkpoint: Path) -> None:
+    (checkpoint / "complete.json").unlink()
+
+
+def another_method(checkpoint: Path) -> None:
+    edit(checkpoint.parents[1] / "config.json", method="grpo")
+
+
+def another_group(checkpoint: Path) -> None:
+    path = checkpoint.parents[1] / "config.json"
+    edit(path, rollout=json.loads(path.read_text())["rollout"] | {"group_size": 5})
+
+
+def unknown_setting(checkpoint: Path) -> None:
+    edit(checkpoint.parents[1] / "config.json", tempo=3)
+
+
+def not_json(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "config.json").write_text("{")
+
+
+def no_settings(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "config.json").write_text("[]")
+
+
+def listed_anew(checkpoint: Path, name: str) -> None:
+    """Have the inventory agree with a file that was replaced."""
+    files = json.loads((checkpoint / "complete.json").read_text())["files"]
+    edit(checkpoint / "complete.json", files=files | {name: (checkpoint / name).stat().st_size})
+
+
+def foreign_optimizer(checkpoint: Path) -> None:
+    (checkpoint / "optimizer.pt").write_bytes(b"not of torch")
+    listed_anew(checkpoint, "optimizer.pt")
+
+
+def optimizer_of_another_model(checkpoint: Path) -> None:
+    found = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    for moments in found["state"].values():
+        moments["exp_avg"] = moments["exp_avg"].flatten()[:1].repeat(3)
+    torch.save(found, checkpoint / "optimizer.pt")
+    listed_anew(checkpoint, "optimizer.pt")
+
+
+def weights_of_another_model(checkpoint: Path) -> None:
+    found = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in found if name.endswith("q_proj.weight") and "language_model" in name)
+    found[name] = found[name][:4].clone()
+    save_file(found, checkpoint / "model.safetensors", {"format": "pt"})
+    listed_anew(checkpoint, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (torn, "is torn, for model.safetensors has 1000 bytes"),
+        (lost, "is torn, for optimizer.pt is missing"),
+        (unmarked, "is not a checkpoint of ours"),
+        (another_method, "config.json has method 'grpo', but"),
+        (another_group, "config.json has rollout.group_size 5, but"),
+        (unknown_setting, "config.json has the unknown key 'tempo'"),
+        (not_json, "config.json is not valid JSON"),
+        (no_settings, "config.json has to hold named settings"),
+        (foreign_optimizer, "is not the optimizer state of this run"),
+        (optimizer_of_another_model, "is not the optimizer state of this run"),
+        (weights_of_another_model, "by config and other weights it should be"),
+    ],
+)
+def test_a_damaged_run_is_not_resumed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage, says: str
+):
+    run = copied(finished, tmp_path)
+    damage(checkpoints.latest(run / "checkpoints"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert says in refused(capsys, "train", "--resume", run, "--steps", STEPS + 1)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_the_first_model_is_needed_where_it_is_the_reference(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = copied(finished, tmp_path)
+    gone = str(tmp_path / "gone")
+    edit(run / "config.json", model=gone)
+    inventory = checkpoints.latest(run / "checkpoints") / "complete.json"
+    edit(inventory, settings=json.loads(inventory.read_text())["settings"] | {"model": gone})
+    sentence = refused(capsys, "train", "--resume", run, "--steps", STEPS + 1)
+    assert "the model that it began with: put it back" in sentence and f"unknown model '{gone}'" in sentence
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run = copied(finished, tmp_path)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file\nframe #0: ...")
+
+    words = ["train", "--resume", str(run), "--steps", str(STEPS + 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"--resume goes on from {checkpoints.at_step(run / 'checkpoints', STEPS)}" in error and "frame" not in error
+    assert listing(run / "checkpoints") == listing(finished / "checkpoints")
+    assert main(words) == 0
