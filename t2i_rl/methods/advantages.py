@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from jaxtyping import Bool, Float
 
 from t2i_rl.errors import UserError
-from t2i_rl.methods.baselines import Tracker
+from t2i_rl.methods.baselines import PromptBaseline
 from t2i_rl.settings import check_choice
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ class AdvantageRule(Protocol):
 
 
 def advantages(
-    rewards: Float[Tensor, "P G"], scale: Scale | AdvantageRule | Tracker = "group", eps: float = 1e-4
+    rewards: Float[Tensor, "P G"], scale: Scale | AdvantageRule | PromptBaseline = "group", eps: float = 1e-4
 ) -> Float[Tensor, "P G"]:
     """Rewards around their group's mean, divided by the std of the group, of the whole batch, or by nothing.
 
     A rule in place of a scale does as it says. Equal rewards give exactly 0, unless a rule says otherwise. Raises
     ValueError for groups of one image: there is nothing to compare; and for a tracker, which needs the past as well.
     """
-    if isinstance(scale, Tracker):
+    if isinstance(scale, PromptBaseline):
         raise ValueError("a tracker compares with the past: call it with the prompts and their history")
     if not isinstance(scale, str):
         return scale(rewards)

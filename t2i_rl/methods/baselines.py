@@ -53,7 +53,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Tracker:
+class PromptBaseline:
     """Settings of the baseline.
 
     baseline: `pooled`: the mean of all rewards of the prompt, this step's included; `past`: of the earlier ones; for

@@ -17,7 +17,7 @@ from t2i_rl.methods.advantages import (
     VirtualBest,
     WinRate,
 )
-from t2i_rl.methods.baselines import Tracker
+from t2i_rl.methods.baselines import PromptBaseline
 from t2i_rl.methods.credit.critical import CriticalTokens, DynamicWeight
 from t2i_rl.methods.credit.d3s import DownSampling
 from t2i_rl.methods.credit.entropy import EntropyTokens, RandomTokens
@@ -121,17 +121,17 @@ METHODS = {
         Method(
             name="gspo",
             summary="GSPO: one ratio per image (arXiv:2507.18071, eq. 5)",
-            objective=Objective(Clipped(3e-4, 4e-4), unit="sequence", denominator="mean-of-rows"),
+            objective=Objective(Clipped(3e-4, 4e-4), unit="sequence", denominator="mean-of-images"),
         ),
         Method(
             name="gspo-token",
             summary="GSPO-token: the image's ratio with each token's own gradient (arXiv:2507.18071, eq. 13)",
-            objective=Objective(Clipped(3e-4, 4e-4), unit="sequence", through="token", denominator="mean-of-rows"),
+            objective=Objective(Clipped(3e-4, 4e-4), unit="sequence", through="token", denominator="mean-of-images"),
         ),
         Method(
             name="luspo",
             summary="LUSPO: the sequence loss times its length; a constant factor where all images are equally long",
-            objective=Objective(unit="sequence", denominator="rows"),
+            objective=Objective(unit="sequence", denominator="images"),
         ),
         Method(
             name="rank-grpo",
@@ -146,7 +146,7 @@ METHODS = {
         Method(
             name="sapo",
             summary="SAPO: a smooth gate instead of a clip (arXiv:2511.20347)",
-            objective=Objective(Sapo(), denominator="mean-of-rows"),
+            objective=Objective(Sapo(), denominator="mean-of-images"),
         ),
         Method(
             name="dual-clip",
@@ -207,13 +207,13 @@ METHODS = {
         Method(
             name="tracker",
             summary="per-prompt statistics that outlive the step, as in flow_grpo",
-            scale=Tracker(),
+            scale=PromptBaseline(),
             objective=Objective(beta=0.01),
         ),
         Method(
             name="spo",
             summary="single-stream PO: against the prompt's own past, no group needed (arXiv:2509.13232)",
-            scale=Tracker(baseline="past", decay=0.9),
+            scale=PromptBaseline(baseline="past", decay=0.9),
         ),
         # Token credit.
         Method(

@@ -81,6 +81,6 @@ _DENOMINATOR = {
     "mask": "the updated tokens of the batch",
     "weight": "the sum of the weights; the KL by the updated tokens",
     "tokens": "all tokens of the batch",
-    "mean-of-rows": "the updated tokens of each image, then the images",
-    "rows": "the images",
+    "mean-of-images": "the updated tokens of each image, then the images",
+    "images": "the images",
 }

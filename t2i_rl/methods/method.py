@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import AdvantageRule, Scale, ValueAnchored, VirtualBest
-from t2i_rl.methods.baselines import Tracker
+from t2i_rl.methods.baselines import PromptBaseline
 from t2i_rl.methods.credit.critical import DynamicWeight
 from t2i_rl.methods.credit.rule import CreditRule, UniformCredit
 from t2i_rl.methods.entropy_reward import EntropyReward
-from t2i_rl.methods.objectives import Denominators, Loss, Objective, Rows, policy_loss
+from t2i_rl.methods.objectives import Denominators, ImageRows, Loss, Objective, policy_loss
 from t2i_rl.settings import check_choice
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Method:
 
     name: str
     summary: str
-    scale: Scale | AdvantageRule | Tracker = "group"
+    scale: Scale | AdvantageRule | PromptBaseline = "group"
     credit: CreditRule = field(default_factory=UniformCredit)
     objective: Objective = field(default_factory=Objective)
     dynamic: DynamicWeight | None = None
@@ -59,7 +59,7 @@ class Method:
             raise UserError(
                 f"method {self.name}: a dynamic weight has no sum before the update: choose another denominator"
             )
-        if self.filter_zero_std != "off" and isinstance(self.scale, VirtualBest | ValueAnchored | Tracker):
+        if self.filter_zero_std != "off" and isinstance(self.scale, VirtualBest | ValueAnchored | PromptBaseline):
             raise UserError(
                 f"method {self.name}: {type(self.scale).__name__} learns from groups of equal rewards: "
                 "set filter_zero_std to off"
@@ -72,10 +72,12 @@ class Method:
         """Whether there has to be a reference: for the KL, and at any beta for the dynamic weight or entropy reward."""
         return self.objective.beta > 0 or self.dynamic is not None or self.entropy_reward is not None
 
-    def loss(self, replay: Replay, rows: Rows, denominators: Denominators, layout: TokenLayout | None = None) -> Loss:
+    def loss(
+        self, replay: Replay, images: ImageRows, denominators: Denominators, layout: TokenLayout | None = None
+    ) -> Loss:
         """`t2i_rl.methods.objectives.policy_loss` of this method, with its dynamic weight."""
         if self.dynamic is not None:
-            if rows.ref is None:
+            if images.ref is None:
                 raise ValueError(f"method {self.name} needs the reference's log-probabilities")
-            rows = replace(rows, weight=rows.weight * self.dynamic(replay.lp, rows.ref, layout))
-        return policy_loss(replay, rows, self.objective, denominators, layout)
+            images = replace(images, weight=images.weight * self.dynamic(replay.lp, images.ref, layout))
+        return policy_loss(replay, images, self.objective, denominators, layout)

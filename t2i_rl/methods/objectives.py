@@ -7,7 +7,7 @@ over images i and tokens t, with the mask m, the weight w and the KL factor c (1
 `t2i_rl.methods.credit.rule`, and the surrogate of the ratio and the advantage (`t2i_rl.methods.surrogates`). Clipped
 surrogate, group advantages and the k3 estimate of the KL are GRPO (arXiv:2402.03300, eqs. 3 and 4).
 
-Denominators are those of the whole update batch, taken once: the loss of some rows is their part of the whole, so
+Denominators are those of the whole update batch, taken once: the loss of some images is their part of the whole, so
 micro-batches of any split add up. Log-probabilities are float32, of the distribution that the log-prob mode names
 (`t2i_rl.rollout.log_probs`).
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Bool, Float
 
 from t2i_rl.errors import UserError
-from t2i_rl.methods.surrogates import Clipped, Dhpo, Moves, Surrogate, Unit, log_ratio, unit_lengths, unit_log_ratio
+from t2i_rl.methods.surrogates import Clipped, Dhpo, LogRatios, Surrogate, Unit, log_ratio, unit_lengths, unit_log_ratio
 from t2i_rl.rollout.names import LIMIT
 from t2i_rl.settings import check_choice
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from t2i_rl.methods.credit.rule import TokenCredit
     from t2i_rl.rollout.log_probs import Replay
 
-Denominator = Literal["mask", "weight", "tokens", "mean-of-rows", "rows"]
+Denominator = Literal["mask", "weight", "tokens", "mean-of-images", "images"]
 Through = Literal["unit", "token"]
 KL = Literal["k1", "k2", "k3", "abs", "full"]
 
@@ -48,7 +48,7 @@ class Objective:
     beta: factor of the KL to the reference; 0 leaves it out.
     kl: the form of the KL (`kl_terms`).
     denominator: what divides the policy term. `mask`: the updated tokens; `weight`: the sum of their weights;
-        `tokens`: all tokens; `mean-of-rows`: the updated tokens of each image, then the images; `rows`: the images
+        `tokens`: all tokens; `mean-of-images`: the updated tokens of each image, then the images; `images`: the images
         (with the sequence as unit: LUSPO). The KL is divided by the same, but for `weight` by the updated tokens.
     entropy_bonus: factor of the updated tokens' mean entropy, which is taken from the loss; negative: a penalty.
     """
@@ -88,8 +88,8 @@ class Denominators:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What is known of some rows (images) before the current policy is asked.
+class ImageRows:
+    """What is known of some images before the current policy is asked.
 
     advantages: of the images, or token by token.
     weight: factor of the policy term; may carry gradient (the undetached running weight of
@@ -100,12 +100,12 @@ class Rows:
     kl_weight: factor of the KL at every token.
     """
 
-    advantages: Float[Tensor, "*rows"] | Float[Tensor, "*rows N"]
-    weight: Float[Tensor, "*rows N"]
-    mask: Bool[Tensor, "*rows N"]
-    old: Float[Tensor, "*rows N"] | None = None
-    ref: Float[Tensor, "*rows N"] | None = None
-    kl_weight: Float[Tensor, "*rows N"] | None = None
+    advantages: Float[Tensor, "*images"] | Float[Tensor, "*images N"]
+    weight: Float[Tensor, "*images N"]
+    mask: Bool[Tensor, "*images N"]
+    old: Float[Tensor, "*images N"] | None = None
+    ref: Float[Tensor, "*images N"] | None = None
+    kl_weight: Float[Tensor, "*images N"] | None = None
 
     @classmethod
     def of(
@@ -114,21 +114,21 @@ class Rows:
         advantages: Float[Tensor, "P G"],
         old: Float[Tensor, "R N"] | None,
         ref: Float[Tensor, "R N"] | None,
-    ) -> Rows:
+    ) -> ImageRows:
         """The images of all groups, prompt-major."""
         earned = advantages if credit.advantages is None else credit.advantages
         kl_weight = None if credit.kl is None else credit.kl.flatten(0, 1)
         return cls(earned.flatten(0, 1), credit.weight.flatten(0, 1), credit.mask.flatten(0, 1), old, ref, kl_weight)
 
-    def take(self, rows: Sequence[int]) -> Rows:
+    def take(self, rows: Sequence[int]) -> ImageRows:
         """Only these rows."""
         optional = (None if value is None else value[rows] for value in (self.old, self.ref, self.kl_weight))
-        return Rows(self.advantages[rows], self.weight[rows], self.mask[rows], *optional)
+        return ImageRows(self.advantages[rows], self.weight[rows], self.mask[rows], *optional)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The part that some rows have in the loss of the batch, and, detached, in its metrics.
+    """The part that some images have in the loss of the batch, and, detached, in its metrics.
 
     value: what to differentiate.
     policy: the policy term of the loss.
@@ -148,9 +148,9 @@ def denominators(credit: TokenCredit, objective: Objective) -> Denominators:
     tokens = selected.new_tensor(credit.mask.numel())
     if objective.denominator == "tokens":
         return Denominators(tokens, tokens, selected)
-    if objective.denominator in ("mean-of-rows", "rows"):
-        rows = tokens / credit.mask.shape[-1]
-        return Denominators(rows, rows, selected)
+    if objective.denominator in ("mean-of-images", "images"):
+        images = tokens / credit.mask.shape[-1]
+        return Denominators(images, images, selected)
     weight = (credit.weight * credit.mask).sum()
     return Denominators(weight if objective.denominator == "weight" else selected, selected, selected)
 
@@ -180,26 +180,30 @@ def kl_terms(lp: Float[Tensor, "... N"], ref: Float[Tensor, "... N"], form: KL) 
 
 
 def policy_loss(
-    replay: Replay, rows: Rows, objective: Objective, denominators: Denominators, layout: TokenLayout | None = None
+    replay: Replay,
+    images: ImageRows,
+    objective: Objective,
+    denominators: Denominators,
+    layout: TokenLayout | None = None,
 ) -> Loss:
-    """The rows' part of the loss of the batch to which the denominators belong.
+    """The images' part of the loss of the batch to which the denominators belong.
 
-    layout: where rows and scales lie, for the units of those names.
+    layout: where picture rows and scales lie, for the units of those names.
 
     No selected token gives a loss of 0 that is still connected to lp.
     """
-    lp, mask = replay.lp, rows.mask
-    if objective.beta and rows.ref is None and replay.kl is None:
+    lp, mask = replay.lp, images.mask
+    if objective.beta and images.ref is None and replay.kl is None:
         raise ValueError(f"beta is {objective.beta}: the KL needs the reference's log-probabilities")
-    by_token = rows.advantages if rows.advantages.ndim == lp.ndim else rows.advantages[..., None]
-    terms = objective.surrogate(moves(lp, rows.old, mask, objective, layout), by_token)
+    by_token = images.advantages if images.advantages.ndim == lp.ndim else images.advantages[..., None]
+    terms = objective.surrogate(log_ratios(lp, images.old, mask, objective, layout), by_token)
     # Images are never split, so each knows its own share of the mean.
-    share = mask / mask.sum(-1, keepdim=True).clamp(min=1) if objective.denominator == "mean-of-rows" else mask
-    policy = mean(terms.loss * rows.weight * share, denominators.policy)
+    share = mask / mask.sum(-1, keepdim=True).clamp(min=1) if objective.denominator == "mean-of-images" else mask
+    policy = mean(terms.loss * images.weight * share, denominators.policy)
     divergence = replay.kl
     if divergence is None:
-        divergence = lp.new_zeros(lp.shape) if rows.ref is None else kl_terms(lp, rows.ref, objective.kl)
-    factor = share if rows.kl_weight is None else share * rows.kl_weight
+        divergence = lp.new_zeros(lp.shape) if images.ref is None else kl_terms(lp, images.ref, objective.kl)
+    factor = share if images.kl_weight is None else share * images.kl_weight
     value = policy + objective.beta * mean(divergence * factor, denominators.kl)
     if objective.entropy_bonus:
         if replay.entropy is None:
@@ -213,13 +217,13 @@ def policy_loss(
     )
 
 
-def moves(
-    lp: Float[Tensor, "*rows N"],
-    old: Float[Tensor, "*rows N"] | None,
-    mask: Bool[Tensor, "*rows N"],
+def log_ratios(
+    lp: Float[Tensor, "*images N"],
+    old: Float[Tensor, "*images N"] | None,
+    mask: Bool[Tensor, "*images N"],
     objective: Objective,
     layout: TokenLayout | None,
-) -> Moves:
+) -> LogRatios:
     """The log-ratios that the objective's surrogate looks at."""
     by_token = by_unit = log_ratio(lp, old)
     if objective.unit != "token":
@@ -232,7 +236,7 @@ def moves(
         by_unit = unit_log_ratio(by_token, mask, lengths)
         if objective.through == "token":
             by_unit = by_unit.detach() + lp - lp.detach()
-    return Moves(by_unit, by_token, lp, lp.detach() if old is None else old)
+    return LogRatios(by_unit, by_token, lp, lp.detach() if old is None else old)
 
 
 def mean(values: Tensor, denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -25,31 +25,31 @@ Unit = Literal["token", "row", "scale", "sequence"]
 
 
 @dataclass(frozen=True)
-class Moves:
+class LogRatios:
     """How far the policy has moved from the one that sampled the tokens.
 
     log_ratio: of the unit that each token belongs to, in nats, with gradient; `token_log_ratio`: of the token itself.
     lp, old: log-probabilities under the two; `old` without gradient.
     """
 
-    log_ratio: Float[Tensor, "*rows N"]
-    token_log_ratio: Float[Tensor, "*rows N"]
-    lp: Float[Tensor, "*rows N"]
-    old: Float[Tensor, "*rows N"]
+    log_ratio: Float[Tensor, "*images N"]
+    token_log_ratio: Float[Tensor, "*images N"]
+    lp: Float[Tensor, "*images N"]
+    old: Float[Tensor, "*images N"]
 
 
 @dataclass(frozen=True)
 class Terms:
     """The loss of every token, before credit and reduction, and where a bound is active."""
 
-    loss: Float[Tensor, "*rows N"]
-    clipped: Bool[Tensor, "*rows N"]
+    loss: Float[Tensor, "*images N"]
+    clipped: Bool[Tensor, "*images N"]
 
 
 class Surrogate(Protocol):
     """Constants of a loss per token; a frozen dataclass. Advantages broadcast over the tokens."""
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms: ...
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms: ...
 
 
 def check_bounds(low: float, high: float) -> None:
@@ -70,8 +70,8 @@ class Clipped:
     def __post_init__(self) -> None:
         check_bounds(self.low, self.high)
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
-        ratio = moves.log_ratio.exp()
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
+        ratio = ratios.log_ratio.exp()
         unclipped = ratio * advantage
         clipped = ratio.clamp(1 - self.low, 1 + self.high) * advantage
         return Terms(-unclipped.minimum(clipped), clipped < unclipped)
@@ -90,8 +90,8 @@ class DualClipped:
             raise UserError(f"surrogate: the cap {self.cap} must lie above the upper bound 1 + {self.high}")
         check_bounds(self.low, self.high)
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
-        terms, most = Clipped(self.low, self.high)(moves, advantage), -self.cap * advantage
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
+        terms, most = Clipped(self.low, self.high)(ratios, advantage), -self.cap * advantage
         capped = (advantage < 0) & (terms.loss > most)
         return Terms(most.where(capped, terms.loss), terms.clipped | capped)
 
@@ -109,8 +109,8 @@ class TwoSided:
             raise UserError(f"surrogate: the cap {self.cap} must lie above the upper bound 1 + {self.high}")
         check_bounds(self.low, self.high)
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
-        ratio = moves.log_ratio.exp()
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
+        ratio = ratios.log_ratio.exp()
         unclipped = ratio.clamp(max=self.cap) * advantage
         clipped = ratio.clamp(1 - self.low, 1 + self.high) * advantage
         return Terms(-unclipped.minimum(clipped), (clipped < unclipped) | ((ratio > self.cap) & (advantage < 0)))
@@ -129,10 +129,10 @@ class Cispo:
     def __post_init__(self) -> None:
         check_bounds(self.low or 0.0, self.high)
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
-        ratio = moves.log_ratio.detach().exp()
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
+        ratio = ratios.log_ratio.detach().exp()
         bounded = ratio.clamp(None if self.low is None else 1 - self.low, 1 + self.high)
-        return Terms(-bounded * advantage * moves.lp, bounded != ratio)
+        return Terms(-bounded * advantage * ratios.lp, bounded != ratio)
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,9 @@ class Sapo:
         if min(self.positive, self.negative) <= 0:
             raise UserError(f"surrogate: the temperatures {self.positive} and {self.negative} must be positive")
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
         tau = advantage.new_tensor(self.positive).where(advantage > 0, self.negative)
-        gate = (tau * (moves.log_ratio.exp() - 1)).sigmoid()
+        gate = (tau * (ratios.log_ratio.exp() - 1)).sigmoid()
         return Terms(-advantage * (4 / tau) * gate, gate.new_zeros(gate.shape).bool())
 
 
@@ -172,10 +172,10 @@ class Dhpo:
             raise UserError(f"surrogate: the share {self.share} of the token ratio must lie between 0 and 1")
         check_bounds(self.low, self.high)
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
         clip = Clipped(self.low, self.high)
-        unit = clip(moves, advantage)
-        token = clip(Moves(moves.token_log_ratio, moves.token_log_ratio, moves.lp, moves.old), advantage)
+        unit = clip(ratios, advantage)
+        token = clip(LogRatios(ratios.token_log_ratio, ratios.token_log_ratio, ratios.lp, ratios.old), advantage)
         loss = self.share * token.loss + (1 - self.share) * unit.loss
         return Terms(loss, token.clipped & unit.clipped)
 
@@ -193,8 +193,8 @@ class Dcpo:
     def __post_init__(self) -> None:
         check_bounds(self.low, self.high)
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
-        ratio, rarity = moves.log_ratio.exp(), (-moves.old).clamp(max=LIMIT).exp()
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
+        ratio, rarity = ratios.log_ratio.exp(), (-ratios.old).clamp(max=LIMIT).exp()
         least = 0.5 + 0.5 * (1 - 4 * self.low * rarity).clamp(min=0).sqrt()
         most = 0.5 + 0.5 * (1 + 4 * self.high * rarity).sqrt()
         unclipped, clipped = ratio * advantage, ratio.clamp(least, most) * advantage
@@ -215,8 +215,8 @@ class Regression:
         if self.scale <= 0:
             raise UserError(f"surrogate: the scale {self.scale} of the log-ratio must be positive")
 
-    def __call__(self, moves: Moves, advantage: Float[Tensor, "*rows #N"]) -> Terms:
-        gap = self.scale * moves.log_ratio - advantage
+    def __call__(self, ratios: LogRatios, advantage: Float[Tensor, "*images #N"]) -> Terms:
+        gap = self.scale * ratios.log_ratio - advantage
         return Terms(gap.square() / (2 * self.scale), gap.new_zeros(gap.shape).bool())
 
 
@@ -236,8 +236,8 @@ def unit_lengths(unit: Unit, layout: TokenLayout) -> list[int]:
 
 
 def unit_log_ratio(
-    log_ratio: Float[Tensor, "*rows N"], mask: Bool[Tensor, "*rows N"], lengths: Sequence[int]
-) -> Float[Tensor, "*rows N"]:
+    log_ratio: Float[Tensor, "*images N"], mask: Bool[Tensor, "*images N"], lengths: Sequence[int]
+) -> Float[Tensor, "*images N"]:
     """The mean log-ratio of the updated tokens of each unit, at every token: the log of the geometric mean.
 
     Tokens that are not updated neither count nor get gradient. Over the sequence: GSPO (arXiv:2507.18071, eq. 7).

@@ -23,6 +23,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.settings import from_words, is_union
 
 Part = TypeVar("Part")
+RENAMED = {"mean-of-rows": "mean-of-images", "rows": "images"}  # words of older run files
 
 
 def base_name(name: str) -> str:
@@ -45,7 +46,7 @@ def settings_of(name: str) -> dict[str, str]:
             raise UserError(f"the method {name!r} has the setting {item.strip()!r}: write it as PATH=VALUE")
         if path in found:
             raise UserError(f"the method {name!r} sets {path} twice: keep one of the two")
-        found[path] = value
+        found[path] = RENAMED.get(value, value) if path == "objective.denominator" else value
     return found
 
 

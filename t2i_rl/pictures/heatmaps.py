@@ -24,7 +24,7 @@ from t2i_rl.methods.credit.guidance import GuidanceContrast
 from t2i_rl.methods.credit.rule import TokenCredit
 from t2i_rl.methods.method import Method
 from t2i_rl.rollout.groups import Rollout
-from t2i_rl.rollout.log_probs import CONDITIONAL, Scoring, score
+from t2i_rl.rollout.log_probs import CONDITIONAL, TokenDistribution, log_probs
 from t2i_rl.rollout.sampler import Noise, encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.tokenmaps import entropy_gradient, similarity
@@ -189,12 +189,12 @@ def maps_of(
     reference: Policy | None,
     source: str,
     labels: Sequence[str],
-    scoring: Scoring = CONDITIONAL,
+    distribution: TokenDistribution = CONDITIONAL,
 ) -> TokenMaps:
     """The maps of a rollout of one prompt, which holds the statistics `kl_cond_uncond` and `entropy`.
 
     credit: what the method made of it.
-    scoring: which log-probability is compared with the reference's.
+    distribution: which log-probability is compared with the reference's.
     """
     layout, entropy = policy.layout, rollout.statistics["entropy"]
     embeddings = policy.token_embeddings(rollout.tokens[0], CRITICAL.embedding)[None]
@@ -214,7 +214,8 @@ def maps_of(
         found["advantage"] = credit.advantages
     if reference is not None:
         lp, ref = (
-            score(model, rollout.row_condition, rollout.tokens[0], scoring)[None] for model in (policy, reference)
+            log_probs(model, rollout.row_condition, rollout.tokens[0], distribution)[None]
+            for model in (policy, reference)
         )
         running = (method.dynamic or DynamicWeight())(lp, ref, layout)
         found |= {"divergence": lp - ref, "running_weight": running}

@@ -23,7 +23,7 @@ from models.registry import MODELS
 from models.star.policy import StarPolicy
 from t2i_rl.pictures.image_files import contact_sheet
 from t2i_rl.rollout.groups import Rollout
-from t2i_rl.rollout.log_probs import score
+from t2i_rl.rollout.log_probs import log_probs
 from t2i_rl.rollout.sampler import Noise, sample_group
 from t2i_rl.rollout.sampling import Sampling
 
@@ -188,7 +188,7 @@ def apart(name: str, one: Float[Tensor, "..."], other: Float[Tensor, "..."], pol
 @torch.no_grad()
 def cached_is_forced(policy: Policy, rollout: Rollout) -> Finding:
     """What the sampler saw, token by token through its cache, is what one teacher-forced pass sees."""
-    forced = score(policy, rollout.row_condition, rollout.tokens.flatten(0, 1))
+    forced = log_probs(policy, rollout.row_condition, rollout.tokens.flatten(0, 1))
     return apart("cached = one pass", rollout.statistics["logp_cond"].flatten(0, 1), forced, policy)
 
 
@@ -196,8 +196,8 @@ def cached_is_forced(policy: Policy, rollout: Rollout) -> Finding:
 def alone_is_together(policy: Policy, rollout: Rollout) -> Finding:
     """A prompt beside a much longer one is what it is alone."""
     tokens = rollout.tokens[0]
-    alone = score(policy, policy.encode(PROMPTS[:1]), tokens)
-    together = score(policy, policy.encode([PROMPTS[0], LONG]), tokens.repeat(2, 1))[:1]
+    alone = log_probs(policy, policy.encode(PROMPTS[:1]), tokens)
+    together = log_probs(policy, policy.encode([PROMPTS[0], LONG]), tokens.repeat(2, 1))[:1]
     return apart("alone = in a batch", alone, together, policy)
 
 

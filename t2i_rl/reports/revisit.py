@@ -20,6 +20,7 @@ from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.rollout.measure import measure
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training import checkpoints
+from t2i_rl.training.clock import Clock
 from t2i_rl.training.config import TrainConfig
 from t2i_rl.training.run import CHECKPOINTS, CONFIG
 from t2i_rl.training.trainer import Trainer
@@ -90,7 +91,7 @@ def seen_maps(asked: Seen) -> TokenMaps:
     """
     trainer, checkpoint = trainer_before(asked.run, asked.step, asked.device)
     config, method, policy = trainer.config, trainer.method, trainer.policy
-    groups = trainer.kept(trainer.collect(asked.step, {}).rounds)
+    groups = trainer.collector.choose(trainer.collector.collect(asked.step, Clock()))
     if not 0 <= asked.row < len(groups.records):
         raise UserError(
             f"step {asked.step} of {asked.run} has {len(groups.records)} groups in its update: "
@@ -120,4 +121,4 @@ def seen_maps(asked: Seen) -> TokenMaps:
         f"{asked.run.name}, step {asked.step} of {config.steps}, group {asked.row} · sampled again from {weights} · "
         f"seed {config.seed}, method {method.name}"
     )
-    return maps_of(policy, rollout, own, method, trainer.reference, source, labels, trainer.scoring)
+    return maps_of(policy, rollout, own, method, trainer.reference, source, labels, trainer.distribution)

@@ -1,6 +1,6 @@
-"""Scoring sampled tokens under teacher forcing, computed so that memory does not grow with V.
+"""Log-probabilities of sampled tokens under teacher forcing, computed so that memory does not grow with V.
 
-The log-prob mode says which distribution is scored, for the old, the new and the reference policy alike:
+The log-prob mode says which distribution a log-probability is of, for the old, the new and the reference policy alike:
 
 - `cond` (as in every released trainer): the conditional one, at temperature 1, whole. Its bias: images are drawn from
   the guided mixture, so the tokens are not samples of the distribution that the update moves. The gradient is that of
@@ -30,20 +30,25 @@ CHUNK = 4096  # tokens whose V logits exist at once
 
 
 @dataclass(frozen=True)
-class Scoring:
+class TokenDistribution:
     """Which distribution gives a token its log-probability: the mode, how the token was drawn, the gradient's way."""
 
     mode: LogProb = "cond"
     sampling: Sampling = field(default_factory=Sampling)
     unconditional_gradient: bool = True
 
+    @property
+    def sampler_statistic(self) -> str:
+        """The statistic that is this log-probability as the sampler saw it, to see how far replay is from decoding."""
+        return "logp_cfg" if self.mode == "cfg" else "logp_cond"
 
-CONDITIONAL = Scoring()
+
+CONDITIONAL = TokenDistribution()
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What the scoring pass says of some rows' tokens under the current policy, with gradient.
+    """What the replay says of some images' tokens under the current policy, with gradient.
 
     lp: log-probability of the sampled token.
     entropy: of the whole distribution, in nats, for the entropy bonus.
@@ -59,7 +64,7 @@ def replay(
     policy: Policy,
     condition: Condition,
     tokens: Int[Tensor, "R N"],
-    scoring: Scoring = CONDITIONAL,
+    distribution: TokenDistribution = CONDITIONAL,
     with_entropy: bool = False,
     reference: Policy | None = None,
     chunk: int = CHUNK,
@@ -68,20 +73,20 @@ def replay(
 
     Float32, with gradient. Logits are recomputed in backward, of the tokens whose gradient is not 0.
     """
-    hidden, guidance = _states(policy, condition, tokens, scoring)
+    hidden, guidance = _states(policy, condition, tokens, distribution)
     states = [hidden]
     if reference is not None:
         with torch.no_grad():
-            states.append(_states(reference, condition, tokens, scoring)[0])
+            states.append(_states(reference, condition, tokens, distribution)[0])
 
     def piece(chosen: Tensor, factor: Tensor, own: Tensor, others: Tensor | None = None) -> Tensor:
-        log_p = _log_distribution(policy, own, chosen, factor, scoring)
+        log_p = _log_distribution(policy, own, chosen, factor, distribution)
         found = [log_p.gather(-1, chosen[:, None])[:, 0]]
         if with_entropy:
             found.append(entropy(log_p))
         if reference is not None and others is not None:
             with torch.no_grad():
-                log_q = _log_distribution(reference, others, chosen, factor, scoring)
+                log_q = _log_distribution(reference, others, chosen, factor, distribution)
             found.append(kl_divergence(log_p, log_q))
         return torch.stack(found)
 
@@ -123,10 +128,10 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _states(
-    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], scoring: Scoring
+    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], distribution: TokenDistribution
 ) -> tuple[Float[Tensor, "K R N D"], Float[Tensor, " N"]]:
     """The states of the branches that the mode needs, and the guidance that mixes them."""
-    guidance = token_guidance(policy, scoring.sampling) if scoring.mode == "cfg" else None
+    guidance = token_guidance(policy, distribution.sampling) if distribution.mode == "cfg" else None
     hidden = policy.hidden(condition, tokens, branches=1 if guidance is None else 2)
     return hidden, torch.ones(tokens.shape[1], device=hidden.device) if guidance is None else guidance
 
@@ -136,35 +141,38 @@ def _log_distribution(
     states: Float[Tensor, "K T D"],
     tokens: Int[Tensor, " T"],
     guidance: Float[Tensor, " T"],
-    scoring: Scoring,
+    distribution: TokenDistribution,
 ) -> Float[Tensor, "T V"]:
-    if scoring.mode == "cond":
+    if distribution.mode == "cond":
         return policy.head(states[0]).log_softmax(-1)
     conditional, *unconditional = policy.head(states)
     null = unconditional[0] if unconditional else None
-    if null is not None and not scoring.unconditional_gradient:
+    if null is not None and not distribution.unconditional_gradient:
         null = null.detach()
-    return filtered(mix(conditional, null, guidance[:, None]), scoring.sampling, keep=tokens).log_softmax(-1)
+    return filtered(mix(conditional, null, guidance[:, None]), distribution.sampling, keep=tokens).log_softmax(-1)
 
 
-def score(
-    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], scoring: Scoring = CONDITIONAL
+def log_probs(
+    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], distribution: TokenDistribution = CONDITIONAL
 ) -> Float[Tensor, "R N"]:
     """Log-probability of every token: what old, new and reference policies are compared by."""
-    return replay(policy, condition, tokens, scoring).lp
+    return replay(policy, condition, tokens, distribution).lp
 
 
 @torch.no_grad()
-def score_in_parts(
+def frozen_log_probs(
     policy: Policy,
     condition: Condition,
     tokens: Int[Tensor, "R N"],
     micro_batch: int,
-    scoring: Scoring = CONDITIONAL,
+    distribution: TokenDistribution = CONDITIONAL,
 ) -> Float[Tensor, "R N"]:
-    """`score` without gradient, in the micro-batches of the update, so that equal weights give equal bits."""
+    """`log_probs` without gradient, in the micro-batches of the update, so that equal weights give equal bits."""
     return torch.cat(
-        [score(policy, condition.take(rows), tokens[rows], scoring) for rows in micro_batches(len(tokens), micro_batch)]
+        [
+            log_probs(policy, condition.take(rows), tokens[rows], distribution)
+            for rows in micro_batches(len(tokens), micro_batch)
+        ]
     )
 
 

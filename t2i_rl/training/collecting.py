@@ -1,64 +1,29 @@
-"""What a step samples: groups with their scores, those of one micro-batch computed while the next is sampled."""
+"""What a step samples: the groups of its prompts with their scores, and of further prompts where the method asks."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from rewards.reward import Scores, joined
+from models.policy import Condition, Policy
+from rewards.errors import RewardError
+from rewards.reward import Reward, Scores, dropped_groups
 from t2i_rl.methods.advantages import zero_variance
+from t2i_rl.methods.method import Method
+from t2i_rl.prompts.order import batch, further_batch
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.groups import Groups
-
-Score = Callable[[Sequence[Prompt], UInt8[ndarray, "P G H W 3"]], Scores]
-
-
-class Scorer:
-    """Scores micro-batches in their order, in a thread of its own, while the caller samples the next ones.
-
-    One thread, for a reward need not stand two calls at once; a client of servers spreads each call over them itself.
-
-    seconds: how long it has worked.
-    """
-
-    def __init__(self, score: Score) -> None:
-        self.score, self.seconds = score, 0.0
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
-        self.asked: list[Future[Scores]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # An error, or Ctrl-C, does not wait for scores that nobody will read.
-        self.pool.shutdown(wait=False, cancel_futures=True)
-
-    def submit(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> None:
-        """Ask for the scores of a further micro-batch. Raises what an earlier one has failed with by now."""
-        for earlier in self.asked:
-            if earlier.done():
-                earlier.result()
-        self.asked.append(self.pool.submit(self._timed, records, images))
-
-    def scores(self) -> Scores:
-        """The scores of all micro-batches as one, once the last of them is there. Raises the first failure."""
-        return joined([asked.result() for asked in self.asked])
-
-    def _timed(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> Scores:
-        began = time.perf_counter()
-        try:
-            return self.score(records, images)
-        finally:
-            self.seconds += time.perf_counter() - began
+from t2i_rl.rollout.groups import Groups, Rollout, concatenate, join
+from t2i_rl.rollout.log_probs import micro_batches
+from t2i_rl.rollout.noise import occurrences
+from t2i_rl.rollout.passes import StatisticPasses
+from t2i_rl.rollout.sampler import Noise, encode, sample_group
+from t2i_rl.training.clock import Clock
+from t2i_rl.training.config import TrainConfig
+from t2i_rl.training.scoring import Scorer, with_rewards
 
 
 @dataclass(frozen=True)
@@ -79,8 +44,8 @@ class Collected:
         return torch.cat([groups.rewards for groups in self.rounds])
 
     @property
-    def sampled(self) -> int:
-        """Images, scored or not."""
+    def images(self) -> int:
+        """How many were sampled, scored or not."""
         return (len(self.rewards) + self.lost) * self.rewards.shape[1]
 
     def metrics(self) -> dict[str, float]:
@@ -96,3 +61,98 @@ class Collected:
             "entropy": torch.cat(entropies).mean().item(),
             **{f"reward_faults/{kind}": count for kind, count in self.faults.items()},
         }
+
+
+@dataclass
+class Collector:
+    """Samples groups, decodes and scores them.
+
+    passes: the statistics that are measured on the way.
+    """
+
+    config: TrainConfig
+    policy: Policy
+    method: Method
+    reward: Reward
+    prompts: Sequence[Prompt]
+    passes: StatisticPasses
+
+    def collect(self, step: int, clock: Clock) -> Collected:
+        """The step's groups and, where the method asks for them, those of further prompts until enough teach.
+
+        Groups that lack a score are lost. Raises RewardError if that is not allowed, and where no group is left.
+        """
+        settings = self.config.rollout
+        missing, texts = settings.prompts_per_step, list[str]()
+        rounds, lost, faults = list[Groups](), 0, Counter[str]()
+        for attempt in range(1 + settings.resample_rounds * (self.method.filter_zero_std == "resample")):
+            records = self.draw_prompts(step, attempt, missing)
+            texts += [record.text for record in records]
+            # Occurrences are counted over the whole step: a prompt that comes again gets other images.
+            rollout, scores = self.sample_and_score(step, records, occurrences(texts)[-missing:], clock)
+            whole = (~dropped_groups(scores, settings.group_size)).nonzero()[:, 0].tolist()
+            lost += len(records) - len(whole)
+            faults.update(scores.faults)
+            if not whole:
+                break
+            groups = with_rewards(records, rollout, scores, self.config.reward_weights, self.reward.name)
+            rounds.append(groups.take(whole) if len(whole) < len(records) else groups)
+            missing = int(zero_variance(rounds[-1].rewards).sum())
+            if not missing:
+                break
+        if not rounds:
+            image, why = next(iter(scores.failures.items()))
+            raise RewardError(
+                f"step {step}: every group lacks a score, the first one for its image "
+                f'{image % settings.group_size} ("{texts[image // settings.group_size]}"): {why}'
+            )
+        return Collected(tuple(rounds), lost, faults)
+
+    def sample_and_score(
+        self, step: int, records: Sequence[Prompt], occurrence: Sequence[int], clock: Clock
+    ) -> tuple[Rollout, Scores]:
+        """Groups of these prompts, in micro-batches of whole prompts: each is scored while the next is sampled."""
+        settings = self.config.rollout
+        parts: list[Rollout] = []
+        with Scorer(self.reward, self.config.on_reward_failure) as scorer:
+            with clock.phase("sample"):
+                texts = [record.text for record in records]
+                condition = encode(self.policy, texts, settings.sampling.negative_prompt)
+            for rows in micro_batches(len(records), settings.micro_batch):
+                with clock.phase("sample"):
+                    parts.append(self.sample(step, condition.take(rows), [occurrence[row] for row in rows]))
+                with clock.phase("decode"):
+                    images = self.decode(parts[-1])
+                scorer.submit(records[rows.start : rows.stop], images)
+            with clock.phase("sample"):
+                rollout = self.passes.complete(self.policy, concatenate(parts, condition))
+            with clock.phase("score_wait"):
+                scores = scorer.scores()
+        clock.add("score", scorer.seconds)
+        return rollout, scores
+
+    def draw_prompts(self, step: int, attempt: int, size: int) -> list[Prompt]:
+        """The prompts of a step, or those drawn in a later attempt to replace some of them."""
+        known, before, seed = len(self.prompts), step - 1, self.config.seed
+        drawn = further_batch(known, before, attempt, size, seed) if attempt else batch(known, before, size, seed)
+        return [self.prompts[number] for number in drawn]
+
+    def sample(self, step: int, condition: Condition, occurrence: Sequence[int]) -> Rollout:
+        """One micro-batch of groups, with the statistics that are measured while sampling."""
+        settings, noise = self.config.rollout, Noise(self.config.seed, step, occurrence)
+        names = self.passes.while_sampling
+        return sample_group(self.policy, condition, settings.group_size, settings.sampling, noise, names)
+
+    def decode(self, rollout: Rollout) -> UInt8[ndarray, "P G H W 3"]:
+        """The pixels, where rewards look at them: on the CPU."""
+        return rollout.images(self.policy).permute(0, 1, 3, 4, 2).cpu().numpy()
+
+    def choose(self, collected: Collected) -> Groups:
+        """What the update sees: the groups of all prompts, or those that teach something."""
+        if self.method.filter_zero_std == "off":
+            return collected.rounds[0]
+        teaching = [part.take((~zero_variance(part.rewards)).nonzero()[:, 0].tolist()) for part in collected.rounds]
+        prompts = [record.text for part in teaching for record in part.records]
+        if not prompts:
+            return teaching[0]
+        return join(teaching, encode(self.policy, prompts, self.config.rollout.sampling.negative_prompt))

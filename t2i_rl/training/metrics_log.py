@@ -55,7 +55,7 @@ def step_seconds(row: Metrics) -> float:
     return row.get("seconds/step", phases)
 
 
-class Tracker:
+class MetricsLog:
     """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step."""
 
     def __init__(self, run: Path, steps: int, done: int) -> None:

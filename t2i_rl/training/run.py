@@ -36,7 +36,7 @@ from t2i_rl.training import checkpoints
 from t2i_rl.training.checks import check_records, check_settings
 from t2i_rl.training.config import TrainConfig, fixed, to_json
 from t2i_rl.training.evaluation import evaluate
-from t2i_rl.training.metrics_log import Metrics, Tracker
+from t2i_rl.training.metrics_log import Metrics, MetricsLog
 from t2i_rl.training.trainer import Trainer
 
 CONFIG = "config.json"
@@ -134,7 +134,7 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
         save_strip(strip_path(run / SAMPLES, step), policy, shown, sampling, seed)
         return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
 
-    with Tracker(run, config.steps, done) as tracker:
+    with MetricsLog(run, config.steps, done) as tracker:
         if done == 0:
             tracker.log({"step": 0, **measured(0)})
         for step in range(done + 1, config.steps + 1):

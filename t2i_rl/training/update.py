@@ -9,9 +9,9 @@ from torch import Tensor
 from models.policy import Policy
 from t2i_rl.errors import DivergenceError
 from t2i_rl.methods.method import Method
-from t2i_rl.methods.objectives import Denominators, Rows
+from t2i_rl.methods.objectives import Denominators, ImageRows
 from t2i_rl.rollout.groups import Rollout
-from t2i_rl.rollout.log_probs import Scoring, micro_batches, replay
+from t2i_rl.rollout.log_probs import TokenDistribution, micro_batches, replay
 from t2i_rl.training.config import UpdateConfig
 
 
@@ -30,9 +30,9 @@ def backward(
     reference: Policy | None,
     method: Method,
     rollout: Rollout,
-    rows: Rows,
+    images: ImageRows,
     shares: Denominators,
-    scoring: Scoring,
+    distribution: TokenDistribution,
     micro_batch: int,
 ) -> tuple[dict[str, float], Float[Tensor, "R N"]]:
     """Leave the gradient of the rollout's loss in the weights.
@@ -45,8 +45,8 @@ def backward(
     with_entropy = method.objective.entropy_bonus != 0
     compared = reference if method.objective.kl == "full" else None
     for part in micro_batches(len(tokens), micro_batch):
-        replayed = replay(policy, condition.take(part), tokens[part], scoring, with_entropy, compared)
-        loss = method.loss(replayed, rows.take(part), shares, policy.layout)
+        replayed = replay(policy, condition.take(part), tokens[part], distribution, with_entropy, compared)
+        loss = method.loss(replayed, images.take(part), shares, policy.layout)
         loss.value.backward()
         for name in sums:
             sums[name] += getattr(loss, name).item()
@@ -54,7 +54,7 @@ def backward(
     return sums, torch.cat(log_probs)
 
 
-def move(optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int) -> float:
+def apply_gradient(optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int) -> float:
     """Clip the gradient, let the optimizer step and clear the gradient; returns its norm before clipping.
 
     Raises DivergenceError, before a weight moves, if the loss or the norm is not finite.

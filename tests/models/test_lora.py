@@ -14,7 +14,7 @@ from models.lora import LoraPolicy, adapt
 from models.policy import Policy
 from models.registry import load
 from t2i_rl.cli import main
-from t2i_rl.rollout.log_probs import score
+from t2i_rl.rollout.log_probs import log_probs
 from tests.models.families import FAMILIES, save_family
 
 PROMPTS = ["a photo of a red circle", "a photo of two squares"]
@@ -32,7 +32,7 @@ def drawn(policy: Policy) -> Tensor:
 
 def scores(policy: Policy) -> Tensor:
     with torch.no_grad():
-        return score(policy, policy.encode(PROMPTS), drawn(policy))
+        return log_probs(policy, policy.encode(PROMPTS), drawn(policy))
 
 
 def shaken(base: Path) -> LoraPolicy:
@@ -58,7 +58,7 @@ def test_new_adapters_change_nothing_and_share_every_weight(base: Path):
 def test_every_adapter_gets_gradient_and_nothing_else_does(base: Path):
     """A linear layer whose weight is read past its adapter would leave that without gradient."""
     policy = shaken(base)
-    score(policy, policy.encode(PROMPTS), drawn(policy)).sum().backward()
+    log_probs(policy, policy.encode(PROMPTS), drawn(policy)).sum().backward()
     named = dict(policy.module.named_parameters())
     moved = {name for name, parameter in named.items() if parameter.grad is not None and parameter.grad.any()}
     assert moved == {name for name in named if "lora_" in name}

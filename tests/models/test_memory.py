@@ -10,7 +10,7 @@ from models.errors import ModelError
 from models.policy import Policy
 from models.registry import load
 from models.trainable import choose_trainable
-from t2i_rl.rollout.log_probs import score
+from t2i_rl.rollout.log_probs import log_probs
 from tests.models.families import FAMILIES, save_family
 
 PROMPTS = ["a photo of a red circle", "two squares"]
@@ -22,13 +22,13 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     return str(save_family(request.param, tmp_path / "model"))
 
 
-def log_probs(policy: Policy) -> Tensor:
+def drawn_log_probs(policy: Policy) -> Tensor:
     tokens = torch.randint(32, (len(PROMPTS), policy.layout.tokens), generator=torch.Generator().manual_seed(0))
-    return score(policy, policy.encode(PROMPTS), tokens)
+    return log_probs(policy, policy.encode(PROMPTS), tokens)
 
 
 def gradients(policy: Policy) -> dict[str, Tensor]:
-    log_probs(policy).sum().backward()
+    drawn_log_probs(policy).sum().backward()
     return {name: value.grad for name, value in policy.module.named_parameters() if value.grad is not None}
 
 
@@ -41,7 +41,7 @@ def sizes_kept(policy: Policy) -> list[int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        log_probs(policy)
+        drawn_log_probs(policy)
     return sizes
 
 
@@ -58,11 +58,11 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less(checkpoint: str
 
 
 def test_half_precision_is_near(checkpoint: str):
-    whole = log_probs(load(checkpoint)).detach()
+    whole = drawn_log_probs(load(checkpoint)).detach()
     for dtype, apart in ((torch.bfloat16, 0.3), (torch.float16, 0.03)):
         policy = load(checkpoint, dtype)
         assert {parameter.dtype for parameter in policy.layers.parameters()} == {dtype}
-        half = log_probs(policy).detach()
+        half = drawn_log_probs(policy).detach()
         assert half.dtype == torch.float32 and 0 < (half - whole).abs().mean() < apart
 
 

@@ -16,7 +16,7 @@ from models.policy import TokenLayout
 from t2i_rl.methods.credit.critical import DynamicWeight, critical_classes, lowest, middle
 from t2i_rl.methods.credit.guidance import power_weights
 from t2i_rl.methods.credit.rule import TokenCredit
-from t2i_rl.methods.objectives import Loss, Objective, Rows, denominators, k3, policy_loss
+from t2i_rl.methods.objectives import ImageRows, Loss, Objective, denominators, k3, policy_loss
 from t2i_rl.methods.surrogates import Clipped
 from t2i_rl.rollout.distribution import mix
 from t2i_rl.rollout.log_probs import Replay
@@ -196,7 +196,7 @@ def test_critical_loss(case: str, detach: bool, suffix: str) -> None:
     weight = DynamicWeight(settings["eps_w"], detach=detach)(lp, ref)
     objective = Objective(beta=settings["beta"])
     parts = denominators(credit, objective)
-    loss = policy_loss(Replay(lp), Rows(io["advantages"], weight, credit.mask, ref=ref), objective, parts)
+    loss = policy_loss(Replay(lp), ImageRows(io["advantages"], weight, credit.mask, ref=ref), objective, parts)
     close(loss.value, io[f"loss{suffix}"])
     check_gradient(loss, lp, io[f"grad{suffix}"], atol=5e-7, rtol=1e-3)
 
@@ -211,7 +211,7 @@ def test_critical_loss_of_llamagen(case: str) -> None:
     weight = DynamicWeight(settings["eps_w"], detach=False)(lp, ref)
     objective = Objective(Clipped(settings["clip_eps"], settings["clip_eps"]), beta=settings["beta"])
     parts = denominators(credit, objective)
-    rows = Rows(io["advantages"], weight, credit.mask, io.get("old_logps"), ref)
+    rows = ImageRows(io["advantages"], weight, credit.mask, io.get("old_logps"), ref)
     loss = policy_loss(Replay(lp), rows, objective, parts)
     close(loss.value, io["loss"])
     close(loss.kl, io["mean_kl"])
@@ -266,7 +266,7 @@ def test_guidance_loss(case: str) -> None:
         objective = Objective(beta=settings["beta"], denominator=denominator)
         parts = denominators(TokenCredit(weight, everywhere), objective)
         lp = io["logps"].clone().requires_grad_()
-        rows = Rows(io["advantages"], weight, everywhere, ref=io["ref_logps"])
+        rows = ImageRows(io["advantages"], weight, everywhere, ref=io["ref_logps"])
         loss = policy_loss(Replay(lp), rows, objective, parts)
         close(loss.value, io[f"loss{suffix}"])
         close(loss.kl, io["mean_kl"])

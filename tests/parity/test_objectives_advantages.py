@@ -15,7 +15,7 @@ from t2i_rl.methods.advantages import (
     advantages,
     win_rates,
 )
-from t2i_rl.methods.baselines import Tracker
+from t2i_rl.methods.baselines import PromptBaseline
 from t2i_rl.methods.entropy_reward import EntropyReward
 from t2i_rl.methods.reward_mixing import weighted_sum
 from tests.parity.test_objectives import close, each, parameters, read
@@ -82,7 +82,7 @@ def test_tracker(scale) -> None:
     io, settings = read("advantages")["per_prompt_tracker"], parameters("advantages", "per_prompt_tracker")
     rewards, prompts = io["rewards_1"][:, None], settings["prompts"]
     name = {"prompt": "adv_1_prompt_std", "batch": "adv_1_global_std"}[scale]
-    found, history = Tracker(scale=scale, eps=settings["eps"])(rewards, prompts, {})
+    found, history = PromptBaseline(scale=scale, eps=settings["eps"])(rewards, prompts, {})
     close(found[:, 0], io[name])
     assert {prompt: kept.count for prompt, kept in history.items()} == {p: prompts.count(p) for p in prompts}
 

@@ -14,7 +14,7 @@ from t2i_rl.methods.credit.stage import DissimilarTokens
 from t2i_rl.methods.credit.tw import DivergentPositions
 from t2i_rl.methods.credit.ucas import UncertaintyShaping
 from t2i_rl.methods.credit.vppo import PerceptiveTokens
-from t2i_rl.methods.objectives import Objective, Rows, denominators, policy_loss
+from t2i_rl.methods.objectives import ImageRows, Objective, denominators, policy_loss
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import Replay
 from t2i_rl.rollout.statistics import STATISTICS, StepLogits
@@ -84,7 +84,7 @@ def test_released_guidance_loss(case: str) -> None:
     objective = Objective(beta=settings["beta"], denominator="weight")
     lp, everywhere = io["logps"].clone().requires_grad_(), torch.ones_like(weight).bool()
     parts = denominators(TokenCredit(weight, everywhere), objective)
-    rows = Rows(io["advantages"], weight, everywhere, ref=io["ref_logps"], kl_weight=factor)
+    rows = ImageRows(io["advantages"], weight, everywhere, ref=io["ref_logps"], kl_weight=factor)
     loss = policy_loss(Replay(lp), rows, objective, parts)
     close(loss.value, io["loss_klre"])
     check_gradient(loss, lp, io["grad_klre"], atol=2e-7, rtol=1e-3)
@@ -101,7 +101,7 @@ def test_stage(case: str) -> None:
     close(found.kl[0], io["kl_mask"])
     objective = Objective(beta=settings["beta"], denominator="weight")
     lp = io["logps"].clone().requires_grad_()
-    rows = Rows(io["advantages"], found.weight[0], found.mask[0], ref=io["ref_logps"], kl_weight=found.kl[0])
+    rows = ImageRows(io["advantages"], found.weight[0], found.mask[0], ref=io["ref_logps"], kl_weight=found.kl[0])
     loss = policy_loss(Replay(lp), rows, objective, denominators(found, objective))
     close(loss.value, io["loss"])
     check_gradient(loss, lp, io["grad"], atol=2e-7, rtol=1e-3)

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from t2i_rl.methods.credit.rule import TokenCredit
-from t2i_rl.methods.objectives import Loss, Objective, Rows, denominators, kl_terms, policy_loss
+from t2i_rl.methods.objectives import ImageRows, Loss, Objective, denominators, kl_terms, policy_loss
 from t2i_rl.methods.surrogates import Cispo, Clipped, DualClipped, Sapo, Surrogate, TwoSided
 from t2i_rl.rollout.log_probs import Replay
 from tests.parity.test_objectives import check_gradient, close, parameters, read
 
 CASES = sorted(case for case, held in read("surrogates").items() if "loss" in held)
-TRL = {"dapo": "mask", "bnpo": "mask", "grpo": "mean-of-rows", "dr_grpo": "tokens", "luspo": "rows"}
-TRL |= {"cispo": "mask", "sapo": "mean-of-rows"}
+TRL = {"dapo": "mask", "bnpo": "mask", "grpo": "mean-of-images", "dr_grpo": "tokens", "luspo": "images"}
+TRL |= {"cispo": "mask", "sapo": "mean-of-images"}
 
 
 def objective(settings: dict) -> Objective:
@@ -32,7 +32,7 @@ def objective(settings: dict) -> Objective:
         surrogate = TwoSided(low, high, settings["delta"])
     else:
         surrogate = Clipped(low, high)
-    averages = {"token": "mask", "seq": "mean-of-rows"}
+    averages = {"token": "mask", "seq": "mean-of-images"}
     reduction = TRL[kind] if "dual" not in settings else averages[settings.get("loss_avg_mode", "token")]
     sequence = settings.get("level") == "sequence" or kind.startswith("gspo")
     return Objective(
@@ -52,7 +52,7 @@ def loss_of(case: str) -> tuple[Loss, Tensor]:
     lp, mask = io.get("logps", inputs["logps"]).clone().requires_grad_(), inputs["mask"].bool()
     weight = io.get("weights", torch.ones_like(lp)) * io.get("entropy_mask", torch.ones_like(lp))
     form = objective(settings)
-    rows = Rows(inputs["advantages"], weight, mask, inputs["old_logps"], inputs["ref_logps"])
+    rows = ImageRows(inputs["advantages"], weight, mask, inputs["old_logps"], inputs["ref_logps"])
     # The VLM release penalizes -lp, the one-sample estimate of the entropy.
     return policy_loss(Replay(lp, entropy=-lp), rows, form, denominators(TokenCredit(weight, mask), form)), lp
 

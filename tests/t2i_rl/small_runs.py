@@ -20,8 +20,9 @@ from rewards.registry import BUILDERS
 from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.rollout.groups import Groups, Rollout
-from t2i_rl.training.collecting import Collected
-from t2i_rl.training.metrics_log import Tracker
+from t2i_rl.training.clock import Clock
+from t2i_rl.training.collecting import Collected, Collector
+from t2i_rl.training.metrics_log import MetricsLog
 from t2i_rl.training.trainer import Trainer
 
 STEPS = 5
@@ -41,16 +42,28 @@ class Brightness:
         return Scores(total, {}, ("",) * len(images))
 
 
-class TokenPictures(Trainer):
-    """Shows its reward the tokens themselves, as grey pixels, and keeps what it updated on."""
+class TokenCollector(Collector):
+    """Shows the reward the tokens themselves, as grey pixels, and keeps what it collected."""
+
+    collected: Collected
 
     def decode(self, rollout: Rollout) -> ndarray:
         pixels = rollout.tokens.reshape(*rollout.tokens.shape[:2], 1, -1, 1)
         return pixels.expand(-1, -1, -1, -1, 3).to(torch.uint8).numpy()
 
-    def collect(self, number: int, seconds: dict[str, float]) -> Collected:
-        self.collected = super().collect(number, seconds)
+    def collect(self, step: int, clock: Clock) -> Collected:
+        self.collected = super().collect(step, clock)
         return self.collected
+
+
+class TokenPictures(Trainer):
+    """A trainer with such pictures, which keeps what it updated on."""
+
+    kind: type[TokenCollector] = TokenCollector
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.collector: TokenCollector = self.kind(**vars(self.collector))
 
     def update(self, number: int, groups: Groups) -> dict[str, float]:
         self.updated = groups
@@ -97,16 +110,16 @@ def between_steps() -> None:
 
 
 def in_the_metrics() -> None:
-    log = Tracker.log
+    log = MetricsLog.log
 
-    def half_a_line(self: Tracker, metrics: Mapping[str, float]) -> None:
+    def half_a_line(self: MetricsLog, metrics: Mapping[str, float]) -> None:
         if metrics["step"] < DIES_AT:
             return log(self, metrics)
         self.file.write(json.dumps(metrics)[:40])
         self.file.flush()
         return die()
 
-    Tracker.log = half_a_line
+    MetricsLog.log = half_a_line
 
 
 def in_the_weights() -> None:

@@ -8,7 +8,7 @@ import torch
 from models.policy import Condition, TokenLayout
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import VirtualBest, advantages
-from t2i_rl.methods.baselines import Tracker
+from t2i_rl.methods.baselines import PromptBaseline
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.methods.credit.critical import CriticalTokens, DynamicWeight
 from t2i_rl.methods.credit.guidance import GuidanceContrast
@@ -16,7 +16,7 @@ from t2i_rl.methods.credit.rule import Context
 from t2i_rl.methods.description import describe
 from t2i_rl.methods.entropy_reward import EntropyReward
 from t2i_rl.methods.method import Method
-from t2i_rl.methods.objectives import Objective, Rows, denominators, policy_loss
+from t2i_rl.methods.objectives import ImageRows, Objective, denominators, policy_loss
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import Replay
 from t2i_rl.rollout.statistics import STATISTICS
@@ -47,7 +47,7 @@ def test_a_method_turns_a_rollout_into_a_gradient(method: Method) -> None:
     embeddings = torch.randn((*shape, 4), generator=generator) if method.credit.embeddings else None
 
     rewards = torch.rand(shape[:2], generator=generator)
-    if isinstance(method.scale, Tracker):
+    if isinstance(method.scale, PromptBaseline):
         earned, _ = method.scale(rewards, rollout.prompts, {})
     else:
         earned = advantages(rewards, method.scale)
@@ -60,14 +60,14 @@ def test_a_method_turns_a_rollout_into_a_gradient(method: Method) -> None:
     # Entropy and exact KL have tests of their own: here they are flat.
     flat = torch.zeros(lp.shape)
     replay = Replay(lp, flat, flat if method.objective.kl == "full" else None)
-    loss = method.loss(replay, Rows.of(credit, earned, None, lp.detach()), parts, layout)
+    loss = method.loss(replay, ImageRows.of(credit, earned, None, lp.detach()), parts, layout)
     loss.value.backward()
     assert loss.value.isfinite()
     if method.dynamic is not None and not method.dynamic.detach:
         assert (lp.grad[~mask] != 0).any()
         return
     # On policy and at the reference the gradient is that of -A w lp over the denominator, if units share a weight.
-    over = parts.policy * (mask.sum(-1, keepdim=True) if method.objective.denominator == "mean-of-rows" else 1)
+    over = parts.policy * (mask.sum(-1, keepdim=True) if method.objective.denominator == "mean-of-images" else 1)
     torch.testing.assert_close(lp.grad, -by_token * weight * mask / over)
 
 
@@ -108,7 +108,7 @@ def test_contradictions_are_refused() -> None:
     with pytest.raises(UserError, match="looks at no statistics: set source to rollout"):
         Method("x", "", source="current")
     with pytest.raises(ValueError, match="prompts and their history"):
-        advantages(torch.zeros(1, 2), Tracker())
+        advantages(torch.zeros(1, 2), PromptBaseline())
 
 
 def test_the_dynamic_weight_is_applied_and_needs_the_reference_at_any_beta() -> None:
@@ -123,7 +123,7 @@ def test_the_dynamic_weight_is_applied_and_needs_the_reference_at_any_beta() -> 
     )
     parts = denominators(credit, method.objective)
     assert method.dynamic is not None
-    rows = Rows(values, ones, ones.bool(), ref=ref)
+    rows = ImageRows(values, ones, ones.bool(), ref=ref)
     weighed = replace(rows, weight=method.dynamic(lp, ref))
     expected = policy_loss(Replay(lp), weighed, method.objective, parts)
     assert method.loss(Replay(lp), rows, parts).value == expected.value

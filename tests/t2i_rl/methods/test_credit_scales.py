@@ -12,7 +12,7 @@ from models.policy import Condition, TokenLayout
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.credit.critical import CriticalTokens, DynamicWeight, critical_classes, set_sizes
-from t2i_rl.methods.objectives import Denominators, Rows, policy_loss
+from t2i_rl.methods.objectives import Denominators, ImageRows, policy_loss
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import Replay
 from t2i_rl.tokenmaps import entropy_gradient, local_mean, relative_to_map, running_divergence
@@ -123,7 +123,10 @@ def test_a_method_hands_its_layout_to_the_dynamic_weight() -> None:
     method = dataclasses.replace(METHODS["critical"], dynamic=DynamicWeight(over="scales"))
     lp, ref = random(2, SMALL.tokens), random(2, SMALL.tokens, seed=1)
     ones = torch.ones(2, SMALL.tokens)
-    rows, shares = Rows(torch.tensor([1.0, -2.0]), ones, ones.bool(), ref=ref), Denominators(*torch.tensor([2.0, 3, 4]))
+    rows, shares = (
+        ImageRows(torch.tensor([1.0, -2.0]), ones, ones.bool(), ref=ref),
+        Denominators(*torch.tensor([2.0, 3, 4])),
+    )
     weighed = dataclasses.replace(rows, weight=DynamicWeight(over="scales")(lp, ref, SMALL))
     expected = policy_loss(Replay(lp), weighed, method.objective, shares, SMALL)
     assert method.loss(Replay(lp), rows, shares, SMALL).value == expected.value

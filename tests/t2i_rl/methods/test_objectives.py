@@ -15,9 +15,9 @@ from t2i_rl.methods.objectives import (
     KL,
     Denominator,
     Denominators,
+    ImageRows,
     Loss,
     Objective,
-    Rows,
     denominators,
     k3,
     kl_terms,
@@ -49,8 +49,8 @@ class Batch:
     def credit(self) -> TokenCredit:
         return TokenCredit(self.weight.view(2, -1, TOKENS), self.mask.view(2, -1, TOKENS))
 
-    def rows(self, on_policy: bool = False) -> Rows:
-        return Rows(self.advantages, self.weight, self.mask, None if on_policy else self.old, self.ref)
+    def rows(self, on_policy: bool = False) -> ImageRows:
+        return ImageRows(self.advantages, self.weight, self.mask, None if on_policy else self.old, self.ref)
 
     def loss(
         self, objective: Objective, parts: Denominators, rows: slice = slice(None), on_policy: bool = False
@@ -89,13 +89,13 @@ def test_clipping_takes_the_gradient_away_where_the_move_went_far_enough(
     lp, old = torch.tensor([[-2.0]], requires_grad=True), torch.tensor([[-2.0 - math.log(ratio)]])
     credit = TokenCredit(torch.ones(1, 1, 1), torch.ones(1, 1, 1).bool())
     parts = denominators(credit, Objective())
-    rows = Rows(torch.tensor([advantage]), credit.weight[0], credit.mask[0], old)
+    rows = ImageRows(torch.tensor([advantage]), credit.weight[0], credit.mask[0], old)
     loss = policy_loss(Replay(lp), rows, Objective(), parts)
     assert gradient(loss, lp).item() == pytest.approx(-advantage * slope)
     assert loss.clip_fraction == (slope == 0)
 
 
-@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens", "rows"])
+@pytest.mark.parametrize("denominator", ["mask", "weight", "tokens", "images"])
 def test_loss_is_the_formula(denominator) -> None:
     batch, objective = Batch(), Objective(Clipped(0.1, 0.3), beta=0.5, denominator=denominator)
     found = batch.loss(objective, denominators(batch.credit, objective))
@@ -103,8 +103,10 @@ def test_loss_is_the_formula(denominator) -> None:
     term = -torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.3) * advantage) * batch.weight
     policy, kl = term[batch.mask].sum(), k3(batch.lp, batch.ref)[batch.mask].sum()
     selected, everything = batch.mask.sum(), batch.mask.numel()
-    over = {"mask": selected, "weight": batch.weight[batch.mask].sum(), "tokens": everything, "rows": ROWS}[denominator]
-    kl_over = {"tokens": everything, "rows": ROWS}.get(denominator, selected)
+    over = {"mask": selected, "weight": batch.weight[batch.mask].sum(), "tokens": everything, "images": ROWS}[
+        denominator
+    ]
+    kl_over = {"tokens": everything, "images": ROWS}.get(denominator, selected)
     expected = policy / over + 0.5 * kl / kl_over
     torch.testing.assert_close(found.value, expected)
     torch.testing.assert_close(found.policy, (policy / over).detach())
@@ -159,7 +161,7 @@ def test_the_kl_needs_a_reference() -> None:
     batch, objective = Batch(), Objective(beta=0.1)
     parts = denominators(batch.credit, objective)
     with pytest.raises(ValueError, match="reference"):
-        policy_loss(Replay(batch.lp), Rows(batch.advantages, batch.weight, batch.mask), objective, parts)
+        policy_loss(Replay(batch.lp), ImageRows(batch.advantages, batch.weight, batch.mask), objective, parts)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_settings_that_make_no_sense_are_refused(fields: dict, sentence: str) ->
 
 
 def test_the_mean_of_rows_is_the_mean_over_images_of_their_means() -> None:
-    batch, objective = Batch(), Objective(beta=0.5, denominator="mean-of-rows")
+    batch, objective = Batch(), Objective(beta=0.5, denominator="mean-of-images")
     batch.mask[2] = False
     found = batch.loss(objective, denominators(batch.credit, objective), on_policy=True).value
     term = -batch.advantages[:, None] * batch.weight + 0.5 * k3(batch.lp, batch.ref)
@@ -221,7 +223,7 @@ def test_kl_forms_vanish_at_the_reference(form) -> None:
 def test_the_full_kl_is_given() -> None:
     batch, objective = Batch(), Objective(beta=0.5, kl="full")
     exact = batch.lp.exp()
-    rows = Rows(batch.advantages, batch.weight, batch.mask)
+    rows = ImageRows(batch.advantages, batch.weight, batch.mask)
     loss = policy_loss(Replay(batch.lp, kl=exact), rows, objective, denominators(batch.credit, objective))
     torch.testing.assert_close(loss.kl, exact[batch.mask].mean().detach())
     torch.testing.assert_close(loss.value.detach(), loss.policy + 0.5 * loss.kl)

@@ -6,14 +6,14 @@ import torch
 from models.policy import TokenLayout
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.rule import TokenCredit
-from t2i_rl.methods.objectives import Objective, Rows, denominators, policy_loss
+from t2i_rl.methods.objectives import ImageRows, Objective, denominators, policy_loss
 from t2i_rl.methods.surrogates import (
     Cispo,
     Clipped,
     Dcpo,
     Dhpo,
     DualClipped,
-    Moves,
+    LogRatios,
     Regression,
     Sapo,
     Surrogate,
@@ -42,7 +42,7 @@ def at(surrogate: Surrogate, ratio: float, advantage: float, old: float = -2.0) 
     """The terms of one token, and the slope of its loss."""
     before = torch.tensor([[old]], dtype=torch.float64)
     lp = (before + math.log(ratio)).requires_grad_()
-    terms = surrogate(Moves(lp - before, lp - before, lp, before), torch.tensor([[advantage]], dtype=torch.float64))
+    terms = surrogate(LogRatios(lp - before, lp - before, lp, before), torch.tensor([[advantage]], dtype=torch.float64))
     return terms, torch.autograd.grad(terms.loss.sum(), lp)[0].item()
 
 
@@ -108,7 +108,7 @@ def test_every_unit_has_the_policy_gradient_at_the_sampling_policy(unit, through
     advantages, ones = torch.tensor([1.0, -2.0]), torch.ones(2, 7)
     objective = Objective(unit=unit, through=through)
     parts = denominators(TokenCredit(ones[None], ones[None].bool()), objective)
-    loss = policy_loss(Replay(lp), Rows(advantages, ones, ones.bool()), objective, parts, layout=PYRAMID)
+    loss = policy_loss(Replay(lp), ImageRows(advantages, ones, ones.bool()), objective, parts, layout=PYRAMID)
     torch.testing.assert_close(torch.autograd.grad(loss.value, lp)[0], -advantages[:, None].expand(2, 7) / parts.policy)
 
 
@@ -116,7 +116,7 @@ def test_rows_and_scales_need_the_layout() -> None:
     lp, ones, objective = torch.zeros(2, 7), torch.ones(2, 7), Objective(unit="row")
     parts = denominators(TokenCredit(ones[None], ones[None].bool()), objective)
     with pytest.raises(ValueError, match="a row needs the layout"):
-        policy_loss(Replay(lp), Rows(torch.ones(2), ones, ones.bool()), objective, parts)
+        policy_loss(Replay(lp), ImageRows(torch.ones(2), ones, ones.bool()), objective, parts)
 
 
 @pytest.mark.parametrize(

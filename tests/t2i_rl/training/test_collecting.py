@@ -18,11 +18,11 @@ from t2i_rl.methods.catalogue import find_method
 from t2i_rl.methods.objectives import Objective
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Rollout
-from t2i_rl.training import collecting as collect
+from t2i_rl.training import scoring
 from t2i_rl.training.config import TrainConfig
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
-from tests.t2i_rl.small_runs import TokenPictures
+from tests.t2i_rl.small_runs import TokenCollector, TokenPictures
 from tests.t2i_rl.training.test_trainer_options import HighCodes, settings, weights
 
 MIXED = [Prompt(f"a photo of {number} {shape}") for shape in ("circle", "ring") for number in ("one", "two", "three")]
@@ -87,8 +87,8 @@ def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
 )
 def test_the_same_bits_as_without_a_thread(monkeypatch: pytest.MonkeyPatch, method: str, more: dict[str, Any]):
     ends = []
-    for executor in (collect.ThreadPoolExecutor, AtOnce):
-        monkeypatch.setattr(collect, "ThreadPoolExecutor", executor)
+    for executor in (scoring.ThreadPoolExecutor, AtOnce):
+        monkeypatch.setattr(scoring, "ThreadPoolExecutor", executor)
         learner = trainer(HighCodes(), method=method, **more)
         ends.append(([timeless(learner.step(number)) for number in (1, 2)], weights(learner.policy)))
     (metrics, policy), (other_metrics, other_policy) = ends
@@ -96,19 +96,23 @@ def test_the_same_bits_as_without_a_thread(monkeypatch: pytest.MonkeyPatch, meth
     assert all(row["grad_norm"] > 0 for row in metrics)
 
 
-class Counting(TokenPictures):
+class Counting(TokenCollector):
     """Sets an event when the second micro-batch is sampled; from then on it waits for another, if there is one."""
 
     sampled_once: threading.Event | None = None
     go_on: threading.Event | None = None
 
-    def sample(self, number: int, condition: Condition, occurrence: Sequence[int]) -> Rollout:
+    def sample(self, step: int, condition: Condition, occurrence: Sequence[int]) -> Rollout:
         self.count = getattr(self, "count", 0) + 1
         if self.count == 2 and self.sampled_once is not None:
             self.sampled_once.set()
         if self.count == 2 and self.go_on is not None:
             assert self.go_on.wait(WAIT)
-        return super().sample(number, condition, occurrence)
+        return super().sample(step, condition, occurrence)
+
+
+class CountingTrainer(TokenPictures):
+    kind = Counting
 
 
 def test_a_micro_batch_is_scored_while_the_next_is_sampled():
@@ -116,27 +120,27 @@ def test_a_micro_batch_is_scored_while_the_next_is_sampled():
 
     class Late(HighCodes):
         def score(self, *asked: Any) -> Scores:
-            assert learner.sampled_once is not None and learner.sampled_once.wait(WAIT)
+            assert learner.collector.sampled_once is not None and learner.collector.sampled_once.wait(WAIT)
             return super().score(*asked)
 
-    learner = trainer(Late(), kind=Counting)
-    learner.sampled_once = threading.Event()
+    learner = trainer(Late(), kind=CountingTrainer)
+    learner.collector.sampled_once = threading.Event()
     metrics = learner.step(1)
-    assert learner.count == 4 and metrics["seconds/score"] > 0
+    assert learner.collector.count == 4 and metrics["seconds/score"] > 0
 
 
 def test_a_failure_ends_the_sampling():
     class Broken(HighCodes):
         def score(self, *asked: Any) -> Scores:
-            assert learner.go_on is not None
-            learner.go_on.set()
+            assert learner.collector.go_on is not None
+            learner.collector.go_on.set()
             raise RewardError("the scorer is broken: mend it")
 
-    learner = trainer(Broken(), kind=Counting, prompts_per_step=40)
-    learner.go_on = threading.Event()
+    learner = trainer(Broken(), kind=CountingTrainer, prompts_per_step=40)
+    learner.collector.go_on = threading.Event()
     with pytest.raises(RewardError, match=r"^the scorer is broken: mend it$"):
         learner.step(1)
-    assert 2 <= learner.count < 40
+    assert 2 <= learner.collector.count < 40
 
 
 CROSSES = [Prompt("a photo of a cross"), Prompt("a photo of two crosses")]
@@ -156,7 +160,7 @@ def test_a_lost_group_leaves_no_trace(micro_batch: int):
         learner.reference = random_janus(seed=1).reference()
         learner.optimizer = torch.optim.SGD(learner.policy.trainable_parameters())
         metrics = timeless(learner.step(1))
-        assert metrics.pop("groups_lost") == len(prompts) - len(RINGS) == learner.collected.lost
+        assert metrics.pop("groups_lost") == len(prompts) - len(RINGS) == learner.collector.collected.lost
         assert metrics.pop("reward_faults/timeout") == -(-len(prompts) // micro_batch)
         assert not any("cross" in record.text for record in learner.updated.records)
         ends.append((metrics, weights(learner.policy)))

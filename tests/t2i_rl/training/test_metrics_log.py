@@ -11,14 +11,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.training import metrics_log as tracking
-from t2i_rl.training.metrics_log import Tracker, read_metrics, step_seconds
+from t2i_rl.training.metrics_log import MetricsLog, read_metrics, step_seconds
 from tests.t2i_rl.training.test_trainer import settings, trainer
 
 ROWS = [{"step": 0, "heldout": 0.25}] + [{"step": step, "reward": step / 10, "seconds/sample": 0.5} for step in (1, 2)]
 
 
 def log(run: Path, done: int, *rows: dict[str, float]) -> None:
-    with Tracker(run, 4, done) as tracker:
+    with MetricsLog(run, 4, done) as tracker:
         for row in rows:
             tracker.log(row)
 

@@ -16,7 +16,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.training import checkpoints
 from t2i_rl.training.config import UpdateConfig
 from t2i_rl.training.optimizer import MASTERS, MasterAdamW, adamw
-from t2i_rl.training.update import move
+from t2i_rl.training.update import apply_gradient
 from tests.t2i_rl.small_runs import STEPS, Brightness, train_words
 
 UPDATE = UpdateConfig(learning_rate=5e-6, weight_decay=0.01)  # the papers' rate
@@ -31,7 +31,7 @@ def trained(value: Parameter, optimizer: torch.optim.Optimizer, steps: int) -> T
     """Weights are pulled to 0: what a step changes is about the learning rate."""
     for step in range(1, steps + 1):
         (value.float() ** 2).sum().backward()
-        move(optimizer, UPDATE.learning_rate, 1.0, 0.0, step)
+        apply_gradient(optimizer, UPDATE.learning_rate, 1.0, 0.0, step)
     return value.detach()
 
 
@@ -64,12 +64,12 @@ def test_what_is_float32_among_others_is_its_own_copy():
     optimizer = adamw([low, whole], replace(UPDATE, weight_decay=0.0))
     for step in range(1, 6):
         (low.float().sum() + (whole**2).sum()).backward()
-        move(optimizer, 1e-3, 1e9, 0.0, step)
+        apply_gradient(optimizer, 1e-3, 1e9, 0.0, step)
     assert optimizer.masters[1] is whole
     single = torch.optim.AdamW([alone], lr=1e-3, weight_decay=0.0)
     for step in range(1, 6):
         (alone**2).sum().backward()
-        move(single, 1e-3, 1e9, 0.0, step)
+        apply_gradient(single, 1e-3, 1e9, 0.0, step)
     assert torch.equal(whole, alone)
 
 
@@ -80,7 +80,7 @@ def test_gradients_of_micro_batches_add_up_in_float32():
         (factor * value).sum().backward()
         assert value.grad is None
     assert optimizer.masters[0].grad.tolist() == [306.0] * 3
-    assert move(optimizer, 1e-3, 1.0, 0.0, 1) == pytest.approx(306 * 3**0.5)
+    assert apply_gradient(optimizer, 1e-3, 1.0, 0.0, 1) == pytest.approx(306 * 3**0.5)
 
 
 def test_the_state_comes_back(tmp_path: Path):

@@ -15,7 +15,7 @@ from t2i_rl.cli import main
 from t2i_rl.errors import DivergenceError
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.log_probs import score_in_parts
+from t2i_rl.rollout.log_probs import frozen_log_probs
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.training.trainer import Trainer
@@ -146,7 +146,9 @@ def test_the_kl_that_is_logged():
     metrics = learner.step(1)
     rollout = learner.updated.rollout
     condition, tokens = rollout.row_condition, rollout.tokens.flatten(0, 1)
-    difference = score_in_parts(learner.reference, condition, tokens, 6) - score_in_parts(before, condition, tokens, 6)
+    difference = frozen_log_probs(learner.reference, condition, tokens, 6) - frozen_log_probs(
+        before, condition, tokens, 6
+    )
     wanted = (difference.clamp(-20, 20).exp() - difference.clamp(-20, 20) - 1).mean()
     assert metrics["kl"] == pytest.approx(wanted.item(), rel=1e-4)
 

@@ -182,7 +182,7 @@ def test_where_no_group_teaches_nothing_moves(filtering: str, sampled: int):
     learner = trainer(method, settings(prompts_per_step=1, resample_rounds=3), prompts=DULL)
     metrics = learner.step(1)
     assert torch.equal(weights(learner.policy), weights(random_janus()))
-    assert metrics["groups_dropped"] == len(learner.collected.rounds) == sampled
+    assert metrics["groups_dropped"] == len(learner.collector.collected.rounds) == sampled
     assert "kl" not in metrics and metrics["reward"] == 0.5
 
 
@@ -198,11 +198,11 @@ def test_further_prompts_are_sampled_until_the_batch_is_full():
     updated = learner.updated
     assert len(updated.records) == 4 and not any("circle" in record.text for record in updated.records)
     assert updated.rollout.prompts == tuple(record.text for record in updated.records)
-    first = sum("circle" in record.text for record in learner.collected.rounds[0].records)
+    first = sum("circle" in record.text for record in learner.collector.collected.rounds[0].records)
     assert (
         0
         < first
-        == len(learner.collected.rounds[1].records)
+        == len(learner.collector.collected.rounds[1].records)
         <= metrics["groups_resampled"]
         == metrics["groups_dropped"]
     )
@@ -213,7 +213,9 @@ def test_further_prompts_are_sampled_until_the_batch_is_full():
     assert torch.equal(again.updated.rollout.tokens, updated.rollout.tokens)
     assert torch.equal(weights(again.policy), weights(learner.policy))
     fewer, metrics = stepped(resample_rounds=1)
-    assert len(fewer.collected.rounds) == 2 and metrics["groups_dropped"] >= metrics["groups_resampled"] == first
+    assert (
+        len(fewer.collector.collected.rounds) == 2 and metrics["groups_dropped"] >= metrics["groups_resampled"] == first
+    )
 
 
 # Several rewards

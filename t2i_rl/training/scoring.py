@@ -1,0 +1,86 @@
+"""What the images of a step earn: asked in a thread of its own, while the next ones are sampled."""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from rewards.reward import Reward, Scores, joined, score_each, score_images
+from t2i_rl.errors import UserError
+from t2i_rl.methods.reward_mixing import weighted_sum
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.rollout.groups import Groups, Rollout
+from t2i_rl.training.config import OnRewardFailure
+
+
+class Scorer:
+    """Scores micro-batches in their order, in a thread of its own, while the caller samples the next ones.
+
+    One thread, for a reward need not stand two calls at once; a client of servers spreads each call over them itself.
+
+    on_failure: whether an image without a score is an error or among the failures.
+    seconds: how long it has worked.
+    """
+
+    def __init__(self, reward: Reward, on_failure: OnRewardFailure) -> None:
+        self.reward, self.seconds = reward, 0.0
+        self.ask = score_images if on_failure == "stop" else score_each
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self.asked: list[Future[Scores]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # An error, or Ctrl-C, does not wait for scores that nobody will read.
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> None:
+        """Ask for the scores of a further micro-batch. Raises what an earlier one has failed with by now."""
+        for earlier in self.asked:
+            if earlier.done():
+                earlier.result()
+        self.asked.append(self.pool.submit(self._score, records, images))
+
+    def scores(self) -> Scores:
+        """The scores of all micro-batches as one, once the last of them is there. Raises the first failure."""
+        return joined([asked.result() for asked in self.asked])
+
+    def _score(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> Scores:
+        """One score per image, prompt-major."""
+        began = time.perf_counter()
+        shown = [record for record in records for _ in range(images.shape[1])]
+        try:
+            return self.ask(
+                self.reward,
+                [*images.reshape(-1, *images.shape[2:])],
+                [record.text for record in shown],
+                [record.metadata for record in shown],
+            )
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def with_rewards(
+    records: Sequence[Prompt], rollout: Rollout, scores: Scores, weights: Mapping[str, float], name: str
+) -> Groups:
+    """The groups with what their images earned: the total or, where parts have weights, the weighted sum of these.
+
+    name: of the reward, for the UserError about a part that it does not give.
+    """
+    shape = rollout.tokens.shape[:2]
+    numbers: Mapping[str, Float[Tensor, " B"]] = {**scores.parts, "total": scores.total} if weights else scores.parts
+    if unknown := weights.keys() - numbers.keys():
+        raise UserError(f"reward-weights names {min(unknown)!r}, but {name} gives {', '.join(numbers)}: choose")
+    parts = {part: values.view(shape) for part, values in numbers.items()}
+    if not weights:
+        return Groups(tuple(records), rollout, scores.total.view(shape), parts)
+    summed = weighted_sum([parts[part] for part in weights], [*weights.values()])
+    return Groups(tuple(records), rollout, summed, parts)
