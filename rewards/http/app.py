@@ -25,14 +25,14 @@ from rewards.http.wire import (
     VERSION,
     Accepted,
     Answer,
+    DamagedError,
     Envelope,
     Health,
     Limits,
     Problem,
     Question,
     TooLargeError,
-    check_version,
-    read,
+    read_question,
     unpack,
 )
 from rewards.reward import Reward, Scores
@@ -108,6 +108,8 @@ def create_app(
             yield
         except TooLargeError as error:
             raise RefusedError(413, str(error)) from error
+        except DamagedError as error:
+            raise RefusedError(400, str(error)) from error
         except RewardError as error:
             raise RefusedError(422, str(error)) from error
         finally:
@@ -130,7 +132,6 @@ def create_app(
 
     def check(asked: Question) -> None:
         """Raise RewardError unless the reward is ours and can score the prompts."""
-        check_version(asked.version)
         if asked.reward != service.reward:
             raise RewardError(f"this server has the reward {service.reward!r}, not {asked.reward!r}: ask another one")
         if len(asked.prompts) != len(asked.metadata):
@@ -174,7 +175,7 @@ def create_app(
     async def check_prompts(request: Request) -> Response:
         """Whether the reward could score images of these prompts."""
         async with admitted(request):
-            asked = read(Question, await body(request, limits.envelope))
+            asked = read_question(Question, await body(request, limits.envelope))
             await run_in_threadpool(check, asked)
         metrics.requests.labels("/check", 200).inc()
         return _json(Accepted(version=VERSION, prompts=len(asked.prompts)))

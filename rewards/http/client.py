@@ -12,7 +12,8 @@ the scores; how often each kind of fault occurred is in their `faults`:
     image        the scorer gave this image no score: a retry would not help
     hedged       no fault: so slow that a second server was asked too (`Patience.hedge`; off unless it is set)
 
-What the servers refuse (`Problem` with a status 4xx) is no fault but a mistake of ours, and raises RewardError.
+What the servers refuse (`Problem` with a status 4xx, but those of a request that did not arrive whole and unchanged)
+is no fault but a mistake of ours, and raises RewardError.
 """
 
 import asyncio
@@ -347,6 +348,6 @@ def _refuse(status: int, data: bytes) -> NoReturn:
         raise Fault("server", f"answers with the status {status}") from None
     if status == 503:
         raise Fault("busy", f"is busy: {problem.error}")
-    if 400 <= status < 500 and status != 408:
+    if 400 <= status < 500 and status not in (400, 408):  # those say that it did not arrive as it was sent
         raise RewardError(problem.error)
     raise Fault("server", f"fails: {problem.error}")

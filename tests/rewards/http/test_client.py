@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -110,6 +111,26 @@ def test_a_server_that_is_busy_is_asked_again():
                 counts.update(scores.faults)
                 assert torch.equal(scores.total, torch.arange(8) / 255)
     assert counts.keys() == {"busy"} and statuses
+
+
+def test_what_was_damaged_on_its_way_is_sent_again():
+    with serving(Brightness()) as good:
+        asked: list[bytes] = []
+
+        def answer(path: str, body: bytes) -> tuple[int, bytes]:
+            asked.append(body)
+            damaged = body[:-1] + b"x" if len(asked) == 1 else body
+            reply = (
+                httpx.post(good + path, content=damaged, trust_env=False)
+                if body
+                else httpx.get(good + path, trust_env=False)
+            )
+            return reply.status_code, reply.content
+
+        with answering(answer) as address:
+            scores = remote(address).score(IMAGES[:2], PROMPTS[:2], RECORDS[:2])
+    assert scores.faults == {"server": 1} and torch.equal(scores.total, torch.arange(2) / 255)
+    assert asked[0] == asked[-1]
 
 
 @pytest.mark.parametrize("status", [401, 413, 422])
