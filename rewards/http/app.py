@@ -115,15 +115,15 @@ def create_app(
         finally:
             in_flight -= 1
 
-    async def body(request: Request, limit: int) -> bytes:
-        """What the client sends, no more of it than the limit."""
+    async def body(request: Request, limit: int, what: str) -> bytes:
+        """What the client sends, no more of it than the limit. what: it sends too much of, beyond."""
         received = bytearray()
         try:
             async with asyncio.timeout(body_seconds):
                 async for piece in request.stream():
                     received += piece
                     if len(received) > limit:
-                        raise TooLargeError(f"the body has more than {limit} bytes: send fewer images at once")
+                        raise TooLargeError(f"the body has more than {limit} bytes: send fewer {what} at once")
         except TimeoutError:
             raise RefusedError(408, f"the request did not arrive within {body_seconds:g} s: send it faster") from None
         except ClientDisconnect:
@@ -175,7 +175,7 @@ def create_app(
     async def check_prompts(request: Request) -> Response:
         """Whether the reward could score images of these prompts."""
         async with admitted(request):
-            asked = read_question(Question, await body(request, limits.envelope))
+            asked = read_question(Question, await body(request, limits.envelope, "prompts"))
             await run_in_threadpool(check, asked)
         metrics.requests.labels("/check", 200).inc()
         return _json(Accepted(version=VERSION, prompts=len(asked.prompts)))
@@ -186,7 +186,9 @@ def create_app(
     async def score(request: Request) -> Response:
         """The scores of the images. The body: 4 bytes that say how long the envelope is, the envelope, the images."""
         async with admitted(request):
-            asked, images = await run_in_threadpool(opened, await body(request, limits.bytes + limits.envelope))
+            asked, images = await run_in_threadpool(
+                opened, await body(request, limits.bytes + limits.envelope, "images")
+            )
             job = Job(images, asked.prompts, asked.metadata)
             batcher.submit(job)
             try:

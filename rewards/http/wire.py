@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from rewards.errors import RewardError
 from rewards.files.pictures import PictureError, opened
@@ -40,6 +41,8 @@ VERSION = 2
 TOKEN_HEADER = "x-reward-token"
 TOKEN_VARIABLE = "T2I_RL_REWARD_TOKEN"  # of the environment, so that no token is seen in a list of processes
 PREFIX = struct.Struct(">I")
+# What a message has beside its prompts and records, at most: in all, and for each of them (an image's header).
+FRAME, HEADER = 256, 256
 
 Message = TypeVar("Message", bound=BaseModel)
 
@@ -166,6 +169,20 @@ def read_question(kind: type[Message], data: bytes) -> Message:
     if version != VERSION:
         raise RewardError(f"version {version} of the messages, not {VERSION}: use the same t2i-rl on both sides")
     return read(kind, data)
+
+
+def record_size(prompt: str, record: Mapping[str, Any]) -> int:
+    """The bytes that a prompt and its record add to a message, at most.
+
+    Raises TooLargeError, which names the prompt, for what no message holds.
+    """
+    size, most = len(to_json([prompt, record])) + HEADER, Limits().envelope - FRAME
+    if size > most:
+        raise TooLargeError(
+            f'the prompt "{prompt[:80]}{"..." * (len(prompt) > 80)}" and its record take {size} bytes, of which reward '
+            f"servers read at most {most}: shorten them, or use the reward unserved"
+        )
+    return size
 
 
 def pack(
