@@ -6,16 +6,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image, ImageOps
 
 from eval.benchmark import Benchmark
 from eval.records.layouts import PLAIN, Layout, metadata_path
 from eval.records.manifest import MANIFEST, SCORES, SETTINGS, Block, Key, Ledger, Row, digest, read_object
 from eval.records.progress import Stages
 from models.policy import Policy
+from rewards.files.pictures import PictureError, read_rgb
 from rewards.files.pins import sha256
 from t2i_rl.errors import UserError
 from t2i_rl.pictures.image_files import save_image, save_metadata
@@ -170,11 +169,16 @@ class Given:
         advance = stages("reading", len(left))
         for key in left:
             path = found.get(key)
-            readable = path is not None and _readable(path)
-            if path is not None and not readable and not self.missing_as_zero:
-                raise UserError(f"{path} cannot be read: replace it, or let it score 0 with --missing-as-zero")
-            file = str(path.resolve()) if path is not None and readable else None
-            checksum = sha256(path) if path is not None and readable else None
+            try:
+                if path is not None:
+                    read_rgb(path)
+            except PictureError as error:
+                if not self.missing_as_zero:
+                    raise UserError(
+                        f"{path} cannot be read ({error}): replace it, or let it score 0 with --missing-as-zero"
+                    ) from error
+                path = None
+            file, checksum = (str(path.resolve()), sha256(path)) if path is not None else (None, None)
             ledger.append([describe(benchmark, key, file, checksum, None, settings)])
             advance(1)
 
@@ -200,18 +204,9 @@ def describe(
 def read_image(path: Path) -> UInt8[ndarray, "H W 3"]:
     """The pixels in RGB, upright. Raises UserError."""
     try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read: replace it, or remove its line from {MANIFEST}") from error
-
-
-def _readable(path: Path) -> bool:
-    try:
-        read_image(path)
-    except UserError:
-        return False
-    return True
+        return read_rgb(path)
+    except PictureError as error:
+        raise UserError(f"{path} cannot be read ({error}): replace it, or remove its line from {MANIFEST}") from error
 
 
 def _check_unchanged(path: Path, checksum: str) -> None:

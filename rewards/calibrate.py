@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image, UnidentifiedImageError
 
 from rewards.errors import RewardError
+from rewards.files.pictures import PictureError, read_rgb
 from rewards.registry import build, parse
 
 if TYPE_CHECKING:
@@ -103,9 +103,8 @@ def verdicts(reward: "Reward", images: Sequence[tuple[Path, Mapping[str, Any]]])
 
 def _read(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        return read_rgb(path)
+    except PictureError as error:
         raise RewardError(f"{path} cannot be read ({error}): generate it again") from error
 
 

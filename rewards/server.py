@@ -48,10 +48,11 @@ def serve(service: Service) -> None:
         reward = build(service.reward, service.device)
         import uvicorn
 
-        from rewards.http.app import create_app
+        from rewards.http.app import BODY_SECONDS, create_app
+        from rewards.http.connections import GRACE, in_time
 
         app = create_app(reward, service, os.environ.get(TOKEN_VARIABLE) or None)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(app, http=in_time(BODY_SECONDS + GRACE), log_level="warning"))
         # uvicorn hands signals on once it has stopped: they have done their work by then.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)

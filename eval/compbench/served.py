@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.compbench.boxes import Labelled
 from rewards.errors import RewardError
+from rewards.files.pictures import opened, rgb
 from rewards.http.wire import TOKEN_HEADER, TOKEN_VARIABLE
 
 IMAGES = 16  # in one request
@@ -64,9 +65,9 @@ def encode(image: UInt8[ndarray, "H W 3"]) -> str:
 
 
 def decode(text: str) -> UInt8[ndarray, "H W 3"]:
-    """Raises ValueError or OSError for what is no PNG."""
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
-        return np.array(image.convert("RGB"))
+    """Raises ValueError for what is no base64, PictureError for what is no whole PNG."""
+    with opened(base64.b64decode(text, validate=True), ("PNG",)) as image:
+        return rgb(image)
 
 
 class ServedDetector:

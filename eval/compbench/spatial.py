@@ -110,25 +110,17 @@ def depth_score(
 ) -> float:
     """The score of one image. nouns: the prompt's first and last; depth: of the scaled picture, in 0..1.
 
-    An object is a detection whose label contains the noun: the last such, up to the one that makes both found. Its
-    confidence is that of the first detection with the same box.
+    A detection is the object if its label contains the noun. One object found: a quarter of the confidence of its
+    first detection. Both found: each is its last detection up to the one that makes both found.
     """
-    first, second = None, None
-    for one in found:
-        if person(nouns[0]) in one.label:
-            first = one
-        if person(nouns[1]) in one.label:
-            second = one
-        if first and second:
-            break
-    score = 0.25 * sum(_confidence(one.box, found) for one in (first, second) if one)
-    if first and second:
-        score += 0.5 * depth_relation(relation_of(prompt, RELATIONS_3D), first.box, second.box, depth, fixed)
-    return score
-
-
-def _confidence(box: Float[ndarray, "4"], found: Sequence[Labelled]) -> float:
-    return next(one.score for one in found if np.array_equal(one.box, box))
+    rows = [[row for row, one in enumerate(found) if person(noun) in one.label] for noun in nouns]
+    seen = [of_noun for of_noun in rows if of_noun]
+    if len(seen) < 2:
+        return 0.25 * sum(found[of_noun[0]].score for of_noun in seen)
+    both_known = max(of_noun[0] for of_noun in seen)
+    first, second = (found[max(row for row in of_noun if row <= both_known)] for of_noun in seen)
+    relation = depth_relation(relation_of(prompt, RELATIONS_3D), first.box, second.box, depth, fixed)
+    return 0.25 * (first.score + second.score) + 0.5 * relation
 
 
 def quantised(depth: Float[ndarray, "H W"]) -> Float[ndarray, "H W"]:

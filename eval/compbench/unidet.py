@@ -21,6 +21,7 @@ from fastapi import FastAPI, HTTPException, Request
 
 from eval.compbench.boxes import LONG_SIDE, SHORT_SIDE, Labelled
 from eval.compbench.served import Answer, Found, Health, Question, decode
+from rewards.files.pictures import PictureError
 from rewards.http.wire import TOKEN_HEADER, TOKEN_VARIABLE
 
 CONFIDENCE = 0.5  # detections must score at least this
@@ -74,8 +75,8 @@ def create_app(detector: Any, token: str | None) -> FastAPI:
         check(request)
         try:
             images = [decode(text) for text in question.images]
-        except (ValueError, OSError) as error:
-            raise HTTPException(422, f"an image is no PNG file: {error}") from error
+        except (ValueError, PictureError) as error:
+            raise HTTPException(422, f"an image is no PNG file that can be read ({error})") from error
         found = [
             [Found(label=one.label, box=one.box[:4].tolist(), score=one.score) for one in detector.detect(image)]
             for image in images

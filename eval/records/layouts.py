@@ -73,7 +73,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = NUMBER.search(path.stem)
-        if match is None or path.suffix.lower() not in SUFFIXES:
+        if match is None or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):  # ._0000.png of a Mac
             continue
         number = int(match[1])
         if number in found:

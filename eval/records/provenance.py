@@ -56,7 +56,8 @@ def weights_of(source: str | Path) -> dict[str, str]:
     if source.is_file():
         return {source.name: sha256(source)}
     if source.is_dir():
-        return {path.name: sha256(path) for path in sorted(source.iterdir()) if path.suffix in WEIGHTS}
+        held = (path for path in sorted(source.iterdir()) if not path.name.startswith("."))
+        return {path.name: sha256(path) for path in held if path.suffix in WEIGHTS}
     from huggingface_hub import try_to_load_from_cache
 
     repository = "/".join(source.parts[:2])

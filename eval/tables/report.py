@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
+
+WIDEST = 10_000  # of a table, in signs
+
+
+def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table whole: rich would shorten names and numbers to the width of a terminal, or to 80 without one."""
+    console, drawn = console or Console(), table(summary)
+    console.width = max(console.width, console.measure(drawn, options=console.options.update(max_width=WIDEST)).maximum)
+    console.print(drawn)
 
 
 def table(summary: Mapping[str, Any]) -> Table:

@@ -25,14 +25,14 @@ from rewards.http.wire import (
     VERSION,
     Accepted,
     Answer,
+    DamagedError,
     Envelope,
     Health,
     Limits,
     Problem,
     Question,
     TooLargeError,
-    check_version,
-    read,
+    read_question,
     unpack,
 )
 from rewards.reward import Reward, Scores
@@ -108,20 +108,22 @@ def create_app(
             yield
         except TooLargeError as error:
             raise RefusedError(413, str(error)) from error
+        except DamagedError as error:
+            raise RefusedError(400, str(error)) from error
         except RewardError as error:
             raise RefusedError(422, str(error)) from error
         finally:
             in_flight -= 1
 
-    async def body(request: Request, limit: int) -> bytes:
-        """What the client sends, no more of it than the limit."""
+    async def body(request: Request, limit: int, what: str) -> bytes:
+        """What the client sends, no more of it than the limit. what: it sends too much of, beyond."""
         received = bytearray()
         try:
             async with asyncio.timeout(body_seconds):
                 async for piece in request.stream():
                     received += piece
                     if len(received) > limit:
-                        raise TooLargeError(f"the body has more than {limit} bytes: send fewer images at once")
+                        raise TooLargeError(f"the body has more than {limit} bytes: send fewer {what} at once")
         except TimeoutError:
             raise RefusedError(408, f"the request did not arrive within {body_seconds:g} s: send it faster") from None
         except ClientDisconnect:
@@ -130,7 +132,6 @@ def create_app(
 
     def check(asked: Question) -> None:
         """Raise RewardError unless the reward is ours and can score the prompts."""
-        check_version(asked.version)
         if asked.reward != service.reward:
             raise RewardError(f"this server has the reward {service.reward!r}, not {asked.reward!r}: ask another one")
         if len(asked.prompts) != len(asked.metadata):
@@ -174,7 +175,7 @@ def create_app(
     async def check_prompts(request: Request) -> Response:
         """Whether the reward could score images of these prompts."""
         async with admitted(request):
-            asked = read(Question, await body(request, limits.envelope))
+            asked = read_question(Question, await body(request, limits.envelope, "prompts"))
             await run_in_threadpool(check, asked)
         metrics.requests.labels("/check", 200).inc()
         return _json(Accepted(version=VERSION, prompts=len(asked.prompts)))
@@ -185,7 +186,9 @@ def create_app(
     async def score(request: Request) -> Response:
         """The scores of the images. The body: 4 bytes that say how long the envelope is, the envelope, the images."""
         async with admitted(request):
-            asked, images = await run_in_threadpool(opened, await body(request, limits.bytes + limits.envelope))
+            asked, images = await run_in_threadpool(
+                opened, await body(request, limits.bytes + limits.envelope, "images")
+            )
             job = Job(images, asked.prompts, asked.metadata)
             batcher.submit(job)
             try:

@@ -7,6 +7,7 @@ request waits for nobody.
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,6 +21,10 @@ from numpy import ndarray
 from rewards.reward import Reward, Scores, joined, score_each
 
 log = logging.getLogger("rewards.server")
+
+
+class FailedError(Exception):
+    """The reward failed on a job; the text is its error's."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,20 @@ class Batcher:
         return 0.0 if began is None else time.monotonic() - began
 
     def _run(self) -> None:
-        while jobs := self._next():
-            self.began = time.monotonic()
-            self._answer(jobs)
-            self.scored(sum(len(job.images) for job in jobs), self.busy)
-            self.began = None
-            with self.changed:
-                self.waiting -= sum(len(job.images) for job in jobs)
+        while self._score_next():  # a call of its own, so that nothing of a batch is held while the next is waited for
+            pass
+
+    def _score_next(self) -> bool:
+        """Score the next jobs; False once all is done and closed."""
+        if not (jobs := self._next()):
+            return False
+        self.began = time.monotonic()
+        self._answer(jobs)
+        self.scored(sum(len(job.images) for job in jobs), self.busy)
+        self.began = None
+        with self.changed:
+            self.waiting -= sum(len(job.images) for job in jobs)
+        return True
 
     def _next(self) -> list[Job]:
         """The oldest job and those behind it that fill the batch; nothing once all is done and closed."""
@@ -91,19 +103,25 @@ class Batcher:
             return jobs
 
     def _answer(self, jobs: Sequence[Job]) -> None:
-        """Score the jobs together; if that fails, each alone, so that no request fails for its neighbour."""
+        """Score the jobs together; if that fails, each alone, so that no request fails for its neighbour.
+
+        Of an error only its text is kept: its traceback holds whatever the reward had in hand, such as the activations
+        that did not fit, and they have to be gone when the next call begins.
+        """
         try:
             answers = self._score(jobs)
         except Exception as error:
-            if len(jobs) > 1:
-                for job in jobs:
-                    self._answer([job])
-                return
-            log.exception("a request of %d images could not be scored", len(jobs[0].images))
-            jobs[0].scores.set_exception(error)
+            failed, trace = str(error), traceback.format_exc()
+        else:
+            for job, scores in zip(jobs, answers, strict=True):
+                job.scores.set_result(scores)
             return
-        for job, scores in zip(jobs, answers, strict=True):
-            job.scores.set_result(scores)
+        if len(jobs) == 1:
+            log.error("a request of %d images could not be scored\n%s", len(jobs[0].images), trace)
+            jobs[0].scores.set_exception(FailedError(failed))
+            return
+        for job in jobs:
+            self._answer([job])
 
     def _score(self, jobs: Sequence[Job]) -> list[Scores]:
         images = list(chain.from_iterable(job.images for job in jobs))

@@ -1,9 +1,9 @@
 """A reward that is served elsewhere: the interface of `rewards.reward`, `rewards.http.wire` underneath.
 
-Images go out in parts of at most `Patience.images`, each to the server with the least work among those that are
-well. A server that fails is left alone for a while, longer each time, and asked for its health before it gets work
-again; the part goes elsewhere after a pause. What no server scores in `Patience.attempts` is among the `failures` of
-the scores; how often each kind of fault occurred is in their `faults`:
+Images go out in parts of at most `Patience.images`, within the bytes that servers read (`Limits`), each to the server
+with the least work among those that are well. A server that fails is left alone for a while, longer each time, and
+asked for its health before it gets work again; the part goes elsewhere after a pause. What no server scores in
+`Patience.attempts` is among the `failures` of the scores; how often each kind of fault occurred is in their `faults`:
 
     connection   no connection, or one that broke        timeout   no whole answer in time
     busy         the server had no room (503)            server    any other status that is no answer
@@ -12,7 +12,8 @@ the scores; how often each kind of fault occurred is in their `faults`:
     image        the scorer gave this image no score: a retry would not help
     hedged       no fault: so slow that a second server was asked too (`Patience.hedge`; off unless it is set)
 
-What the servers refuse (`Problem` with a status 4xx) is no fault but a mistake of ours, and raises RewardError.
+What the servers refuse (`Problem` with a status 4xx, but those of a request that did not arrive whole and unchanged)
+is no fault but a mistake of ours, and raises RewardError.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import gt
 from typing import Any, NoReturn, TypeVar
 
 import httpx
@@ -36,6 +38,7 @@ from rewards.errors import RewardError
 from rewards.http.exchange import Fault, exchange
 from rewards.http.patience import Patience
 from rewards.http.wire import (
+    FRAME,
     TOKEN_HEADER,
     TOKEN_VARIABLE,
     VERSION,
@@ -49,12 +52,14 @@ from rewards.http.wire import (
     Versioned,
     pack,
     read,
+    record_size,
 )
 from rewards.reward import Scores, joined
 
 Found = TypeVar("Found")
 ANSWER_BYTES = 16 * 2**20
 PROMPTS = 1000  # in one question
+RECORD_BYTES = Limits().envelope - FRAME  # of prompts and records in one message
 AT_ONCE = 2  # parts under way per server: one is scored while the next is sent
 
 
@@ -97,8 +102,8 @@ class RemoteReward:
         faults: Counter[str] = Counter()
         async with self._http() as http:
             model = await self._model(http)
-            for start in range(0, len(prompts), PROMPTS):
-                rows = slice(start, start + PROMPTS)
+            sizes = [[record_size(prompt, record)] for prompt, record in zip(prompts, metadata, strict=True)]
+            for rows in parts(sizes, PROMPTS, [RECORD_BYTES]):
                 asked = Question(
                     version=VERSION,
                     reward=self.reward,
@@ -149,9 +154,12 @@ class RemoteReward:
                 async with room:
                     return await self._score_part(http, images[rows], prompts[rows], metadata[rows])
 
-            return joined(
-                await asyncio.gather(*map(part, parts([image.size for image in images], self.patience.images)))
-            )
+            sizes = [
+                (image.size, record_size(prompt, record))
+                for image, prompt, record in zip(images, prompts, metadata, strict=True)
+            ]
+            cut = parts(sizes, self.patience.images, [Limits().bytes, RECORD_BYTES])
+            return joined(await asyncio.gather(*map(part, cut)))
 
     async def _score_part(
         self,
@@ -317,14 +325,18 @@ async def first_of_two(attempt: Callable[[], Awaitable[Found]], seconds: float, 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def parts(sizes: Sequence[int], images: int) -> list[slice]:
-    """Consecutive images that go into one request each: at most `images`, and within the limits on bytes."""
-    slices, start, held = [], 0, 0
+def parts(sizes: Sequence[Sequence[int]], most: int, limits: Sequence[int]) -> list[slice]:
+    """Consecutive rows that go into one request each: at most so many, and each of their sizes within its limit in all.
+
+    A row that alone is beyond a limit goes alone.
+    """
+    slices, start, held = [], 0, [0] * len(limits)
     for row, size in enumerate(sizes):
-        if row > start and (row - start == images or held + size > Limits().bytes):
+        sums = [before + more for before, more in zip(held, size, strict=True)]
+        if row > start and (row - start == most or any(map(gt, sums, limits))):
             slices.append(slice(start, row))
-            start, held = row, 0
-        held += size
+            start, sums = row, list(size)
+        held = sums
     return [*slices, slice(start, len(sizes))]
 
 
@@ -347,6 +359,6 @@ def _refuse(status: int, data: bytes) -> NoReturn:
         raise Fault("server", f"answers with the status {status}") from None
     if status == 503:
         raise Fault("busy", f"is busy: {problem.error}")
-    if 400 <= status < 500 and status != 408:
+    if 400 <= status < 500 and status not in (400, 408):  # those say that it did not arrive as it was sent
         raise RewardError(problem.error)
     raise Fault("server", f"fails: {problem.error}")

@@ -12,14 +12,17 @@ A score request is one body of three parts, without padding:
     the images      their bytes one after another, as many of each as the envelope says
 
 An image is `raw` (RGB, 8 bits a channel, row by row from the top) or an RGB file in a lossless format that Pillow
-reads: `png` or `webp`. Everything is JSON or pixels: reading it cannot run anything. What a request may hold is
-bounded by `Limits`, checked on the numbers of the envelope and of the file headers, before any image is decoded.
+reads: `png` or `webp`. Its header holds the SHA-256 of its pixels as `raw` has them: what was damaged on the way is not
+scored. Everything is JSON or pixels: reading it cannot run anything. What a request may hold is bounded by `Limits`,
+checked on the numbers of the envelope and of the file headers, before any image is decoded.
 
-Problems come with the status 401 (token), 408 (sent too slowly), 413 (too large), 422 (refused: as it stands no
-server can score it), 500 (the scorer failed) or 503 (busy, try again).
+Problems come with the status 400 (not arrived as it was sent, try again), 401 (token), 408 (sent too slowly), 413 (too
+large), 422 (refused: as it stands no server can score it), 500 (the scorer failed) or 503 (busy, try again).
+
+Version 1 had no `sha256`.
 """
 
-import io
+import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +31,18 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from rewards.errors import RewardError
+from rewards.files.pictures import PictureError, opened
 
-VERSION = 1
+VERSION = 2
 TOKEN_HEADER = "x-reward-token"
 TOKEN_VARIABLE = "T2I_RL_REWARD_TOKEN"  # of the environment, so that no token is seen in a list of processes
 PREFIX = struct.Struct(">I")
+# What a message has beside its prompts and records, at most: in all, and for each of them (an image's header).
+FRAME, HEADER = 256, 256
 
 Message = TypeVar("Message", bound=BaseModel)
 
@@ -61,6 +67,10 @@ class TooLargeError(RewardError):
     """A request beyond the limits."""
 
 
+class DamagedError(RewardError):
+    """An image that is not the one that was sent."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -72,12 +82,16 @@ class Versioned(BaseModel):
 
 
 class ImageHeader(_Strict):
-    """One image of a score request: its format, its size in pixels, and how many bytes of the body are its own."""
+    """One image of a score request: its format, its size in pixels, and how many bytes of the body are its own.
+
+    sha256: of its pixels, as `raw` has them, in hexadecimal digits.
+    """
 
     format: Literal["raw", "png", "webp"]
     height: int = Field(ge=1)
     width: int = Field(ge=1)
     bytes: int = Field(ge=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Question(_Strict):
@@ -149,10 +163,26 @@ def read(kind: type[Message], data: bytes) -> Message:
         raise RewardError(f"{place}: {first['msg']}: see {kind.__name__} in rewards/http/wire.py") from None
 
 
-def check_version(version: int) -> None:
-    """Raise RewardError unless it is ours."""
+def read_question(kind: type[Message], data: bytes) -> Message:
+    """What a client asks. Raises RewardError, first of all for another version, whose messages may have other parts."""
+    version = read(Versioned, data).version
     if version != VERSION:
         raise RewardError(f"version {version} of the messages, not {VERSION}: use the same t2i-rl on both sides")
+    return read(kind, data)
+
+
+def record_size(prompt: str, record: Mapping[str, Any]) -> int:
+    """The bytes that a prompt and its record add to a message, at most.
+
+    Raises TooLargeError, which names the prompt, for what no message holds.
+    """
+    size, most = len(to_json([prompt, record])) + HEADER, Limits().envelope - FRAME
+    if size > most:
+        raise TooLargeError(
+            f'the prompt "{prompt[:80]}{"..." * (len(prompt) > 80)}" and its record take {size} bytes, of which reward '
+            f"servers read at most {most}: shorten them, or use the reward unserved"
+        )
+    return size
 
 
 def pack(
@@ -162,23 +192,36 @@ def pack(
     metadata: Sequence[Mapping[str, Any]],
 ) -> bytes:
     """A score request with raw images: nothing to encode, and nothing is lost."""
+    rows = [np.ascontiguousarray(image) for image in images]
     envelope = Envelope(
         version=VERSION,
         reward=reward,
         prompts=list(prompts),
         metadata=[dict(record) for record in metadata],
         images=[
-            ImageHeader(format="raw", height=image.shape[0], width=image.shape[1], bytes=image.size) for image in images
+            ImageHeader(
+                format="raw",
+                height=image.shape[0],
+                width=image.shape[1],
+                bytes=image.size,
+                sha256=_digest(image),
+            )
+            for image in rows
         ],
     )
     text = envelope.model_dump_json().encode()
-    return b"".join([PREFIX.pack(len(text)), text, *(np.ascontiguousarray(image).data for image in images)])
+    return b"".join([PREFIX.pack(len(text)), text, *(image.data for image in rows)])
+
+
+def _digest(image: UInt8[ndarray, "H W 3"]) -> str:
+    return hashlib.sha256(image.data).hexdigest()
 
 
 def unpack(body: bytes, limits: Limits) -> tuple[Envelope, list[UInt8[ndarray, "H W 3"]]]:
     """The envelope and the decoded images of a score request.
 
-    Raises TooLargeError beyond the limits, else RewardError for whatever is not as this module says.
+    Raises TooLargeError beyond the limits, DamagedError for an image of another SHA-256 than it was sent with, else
+    RewardError for whatever is not as this module says.
     """
     if len(body) < PREFIX.size:
         raise RewardError("the body ends before the length of its envelope: see rewards/http/wire.py")
@@ -188,8 +231,7 @@ def unpack(body: bytes, limits: Limits) -> tuple[Envelope, list[UInt8[ndarray, "
     view = memoryview(body)[PREFIX.size :]
     if length > len(view):
         raise RewardError(f"the envelope should have {length} bytes, but only {len(view)} came: send the whole body")
-    envelope, rest = read(Envelope, bytes(view[:length])), view[length:]
-    check_version(envelope.version)
+    envelope, rest = read_question(Envelope, bytes(view[:length])), view[length:]
     _check_sizes(envelope, len(rest), limits)
     images, start = [], 0
     for index, header in enumerate(envelope.images):
@@ -226,11 +268,20 @@ def _check_sizes(envelope: Envelope, rest: int, limits: Limits) -> None:
 
 
 def _decode(data: memoryview, header: ImageHeader, where: str) -> UInt8[ndarray, "H W 3"]:
-    """The pixels; of a file, the header is compared with what was announced before the rest is looked at."""
+    """The pixels, which are compared with their SHA-256; of a file the size is, before anything is decoded."""
     if header.format == "raw":
-        return np.frombuffer(data, dtype=np.uint8).reshape(header.height, header.width, 3).copy()
+        pixels = np.frombuffer(data, dtype=np.uint8).reshape(header.height, header.width, 3).copy()
+    else:
+        pixels = _decode_file(data, header, where)
+    if _digest(pixels) != header.sha256:
+        raise DamagedError(f"{where} is not the one that was sent (its pixels have another SHA-256): send it again")
+    return pixels
+
+
+def _decode_file(data: memoryview, header: ImageHeader, where: str) -> UInt8[ndarray, "H W 3"]:
+    """The pixels; the file's own header is compared with what was announced before the rest is decoded."""
     try:
-        with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
+        with opened(bytes(data), (header.format.upper(),), header.height * header.width) as image:
             if image.size != (header.width, header.height):
                 raise RewardError(
                     f"{where} is {image.height} x {image.width}, but its header says {header.height} x {header.width}: "
@@ -239,8 +290,5 @@ def _decode(data: memoryview, header: ImageHeader, where: str) -> UInt8[ndarray,
             if image.mode != "RGB":
                 raise RewardError(f"{where} has the mode {image.mode}: convert it to RGB")
             return np.array(image)
-    except RewardError:
-        raise
-    # Pillow's decoders raise errors of many types on broken files (SyntaxError and EOFError among them).
-    except Exception as error:
+    except PictureError as error:
         raise RewardError(f"{where} is no {header.format} file that can be read ({error}): send it again") from error

@@ -76,16 +76,14 @@ def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> 
     """Evaluate, and show the figures once all processes are done."""
     from eval import runner
     from eval.records.manifest import Shard
-    from eval.tables.report import table
+    from eval.tables.report import show
 
     shard = Shard.from_environment()
     scorers = {} if wanted.generate_only else wanted.scorers()
     source = images_of(wanted, load)
     summary = runner.run(benchmark, source, scorers, wanted.out, shard, wanted.batch)
     if summary is not None:
-        from rich.console import Console
-
-        Console().print(table(summary))
+        show(summary)
         print(f"{wanted.out}: see summary.json and manifest.jsonl")
     elif wanted.generate_only:
         print(f"{wanted.out}: process {shard.rank} of {shard.world} has drawn its images")

@@ -14,6 +14,7 @@ import uvicorn
 from numpy import ndarray
 
 from rewards.http.app import create_app
+from rewards.http.connections import CONNECTIONS, in_time
 from rewards.http.service import Service
 from rewards.reward import Reward, Scores
 from rewards.server import listen
@@ -45,9 +46,12 @@ class Brightness:
         return Scores(total, {"double": 2 * total}, tuple(prompts))
 
 
-def prepared(reward: Reward, name: str = "shapes", **more: Any) -> uvicorn.Server:
+def prepared(
+    reward: Reward, name: str = "shapes", seconds: float = 65.0, connections: int = CONNECTIONS, **more: Any
+) -> uvicorn.Server:
     """A server that is ready to run in any thread or process."""
-    return uvicorn.Server(uvicorn.Config(create_app(reward, Service(name), **more), log_level="critical"))
+    app, protocol = create_app(reward, Service(name), **more), in_time(seconds, connections)
+    return uvicorn.Server(uvicorn.Config(app, http=protocol, log_level="critical"))
 
 
 def address_of(listener: socket.socket) -> str:

@@ -153,6 +153,32 @@ def test_depth_is_read_at_rows_and_columns_only_when_mended():
     assert score == pytest.approx([0.4, 0.9])
 
 
+@pytest.mark.parametrize(
+    ("labels", "chosen", "holds"),
+    [
+        ("", "", 0),
+        ("phone", "0", 0),
+        ("phone,phone", "0", 0),  # one object found: its first detection
+        ("cup,phone,a phone", "1", 0),
+        ("person,tall person", "0", 0),
+        ("phone,phone,person", "12", 0),  # both found: the last ones until then ...
+        ("phone,phone,person,phone", "12", 0),  # ... and no later ones
+        ("person,person,a phone,phone", "12", 0),
+        ("phone,person", "01", 1),
+    ],
+)
+def test_an_object_in_depth_found_several_times(labels: str, chosen: str, holds: int):
+    """All detections but the very first have one box: what an object's confidence is does not depend on boxes."""
+    found = [
+        box(label, *((2, 0, 12, 10) if place == 0 else (0, 0, 10, 10)), score=0.5 + place / 10)
+        for place, label in enumerate(filter(None, labels.split(",")))
+    ]
+    depth = np.zeros((12, 12), dtype=np.float32)
+    depth[:2] = 1  # exchanged: columns
+    score = depth_score("a girl in front of a phone", ("girl", "phone"), found, depth)
+    assert score == pytest.approx(sum(0.25 * found[int(row)].score for row in chosen) + 0.5 * holds)
+
+
 NOUNS = {"cat": "cat", "cats": "cat", "teddy bear": "teddy bear", "boys": "boy"}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -79,10 +80,49 @@ def test_images_go_out_in_parts_and_come_back_in_order():
 
 
 def test_parts_keep_within_the_count_and_the_bytes():
-    assert parts([1] * 7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert parts([1], 3) == [slice(0, 1)]
-    assert parts([30 * 2**20] * 3 + [1], 8) == [slice(0, 2), slice(2, 4)]
-    assert parts([100 * 2**20, 1], 8) == [slice(0, 1), slice(1, 2)]  # the server refuses it with a sentence
+    assert parts([[1]] * 7, 3, [100]) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert parts([[1]], 3, [100]) == [slice(0, 1)]
+    assert parts([[30]] * 3 + [[1]], 8, [64]) == [slice(0, 2), slice(2, 4)]
+    assert parts([[100], [1]], 8, [64]) == [slice(0, 1), slice(1, 2)]  # the server refuses it with a sentence
+    assert parts([[30, 1], [30, 8], [1, 2], [1, 9]], 8, [64, 10]) == [slice(0, 2), slice(2, 3), slice(3, 4)]
+
+
+LONG = 'a ☃ in the snow, "quoted" \n and \x01 ' * 100  # what JSON writes in more bytes than it has signs
+
+
+def test_long_captions_go_out_in_more_parts():
+    """600 of 15 kB each are more than a question holds by bytes, though not by number; 16 are in a score request."""
+    texts = [f"{LONG} {row}" for row in range(600)]
+    records = [{"prompt": text, "nested": [{"ä": text}]} for text in texts]
+    local = Brightness()
+    with serving(Brightness()) as address:
+        away = remote(address, patience=replace(QUICK, images=64))
+        away.check(texts, records)
+        images = [IMAGES[row % 8] for row in range(100)]
+        same(local.score(images, texts[:100], records[:100]), away.score(images, texts[:100], records[:100]))
+
+
+def test_a_record_that_no_message_holds_is_named():
+    record = {"rows": ["x" * 1000] * 1100}
+    with serving(Brightness()) as address:
+        away = remote(address)
+        for ask in (away.check, lambda *asked: away.score(IMAGES[:2], *asked)):
+            with pytest.raises(
+                RewardError, match=r'the prompt "a ring" and its record take 11\d+ bytes.*: shorten them'
+            ):
+                ask(["a dog", "a ring"], [{}, record])
+            with pytest.raises(RewardError, match=r'the prompt "x{80}\.\.\." and its record'):
+                ask(["x" * 2**20, "a dog"], [{}, {}])
+
+
+@pytest.mark.parametrize("more", range(0, 700, 100))
+def test_what_fits_by_our_count_fits_the_server(more: int):
+    """Messages about as large as the limit."""
+    text = "y" * ((2**20 - 1000) // 16 + more // 16)
+    with serving(Brightness()) as address:
+        away = remote(address, patience=replace(QUICK, images=16))
+        away.check([text] * 32, [{}] * 32)
+        assert away.score(IMAGES * 4, [text] * 32, [{}] * 32).failures == {}
 
 
 def test_it_works_inside_an_event_loop():
@@ -110,6 +150,26 @@ def test_a_server_that_is_busy_is_asked_again():
                 counts.update(scores.faults)
                 assert torch.equal(scores.total, torch.arange(8) / 255)
     assert counts.keys() == {"busy"} and statuses
+
+
+def test_what_was_damaged_on_its_way_is_sent_again():
+    with serving(Brightness()) as good:
+        asked: list[bytes] = []
+
+        def answer(path: str, body: bytes) -> tuple[int, bytes]:
+            asked.append(body)
+            damaged = body[:-1] + b"x" if len(asked) == 1 else body
+            reply = (
+                httpx.post(good + path, content=damaged, trust_env=False)
+                if body
+                else httpx.get(good + path, trust_env=False)
+            )
+            return reply.status_code, reply.content
+
+        with answering(answer) as address:
+            scores = remote(address).score(IMAGES[:2], PROMPTS[:2], RECORDS[:2])
+    assert scores.faults == {"server": 1} and torch.equal(scores.total, torch.arange(2) / 255)
+    assert asked[0] == asked[-1]
 
 
 @pytest.mark.parametrize("status", [401, 413, 422])
