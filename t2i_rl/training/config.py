@@ -72,7 +72,7 @@ class UpdateConfig:
         max_grad_norm: longer gradients are scaled down to this norm.
         warmup_steps: over which the learning rate grows linearly.
         schedule: of the learning rate after warm-up.
-        final_ratio: what a schedule that falls leaves of the learning rate.
+        final_ratio: what a schedule that falls leaves of the learning rate after the last step.
         updates_per_rollout: optimizer steps on the same rollout; more than one uses clipped ratios.
         micro_batch: images per forward and backward pass; only memory and speed depend on it.
         log_prob: which distribution is updated: the conditional one (cond), or the guided one that images are drawn
