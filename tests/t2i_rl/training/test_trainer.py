@@ -73,7 +73,7 @@ def test_learning_rate_schedules():
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_no_step_is_wasted(schedule: str, warmup: int):
-    """A schedule down to 0 ends after the last step, not at it; the first step, or the first after warm-up, is whole."""
+    """A schedule down to 0 ends after the last step, not at it; the first one after warm-up gets all of the rate."""
     update = UpdateConfig(learning_rate=1.0, warmup_steps=warmup, schedule=schedule, final_ratio=0.0)
     rates = [learning_rate(step, 10, update) for step in range(1, 11)]
     assert rates[max(0, warmup - 1)] == rates[warmup] == 1.0 and min(rates) > 0
