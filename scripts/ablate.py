@@ -30,10 +30,10 @@ from models.errors import ModelError
 from models.registry import find as find_model
 from rewards.errors import RewardError
 from t2i_rl.errors import DivergenceError, UserError
-from t2i_rl.methods.catalogue import find_method
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training.config import TrainConfig, fixed
 from t2i_rl.training.presets import preset
+from t2i_rl.training.run_method import run_method
 
 METHODS = ("grpo", "cfg", "critical")
 
@@ -91,9 +91,10 @@ def configured(arm: str, settings: object, shared: Mapping[str, Any], path: Path
 
     chosen = over(TrainConfig())
     base = preset(chosen.model, chosen.reward, chosen.method)
-    find_method(base.method)
     find_model(base.model)
-    return replace(over(base), method=base.method)
+    config = replace(over(base), method=base.method)
+    run_method(config)
+    return config
 
 
 def check_cell(run: Path, config: TrainConfig) -> None:
@@ -153,7 +154,7 @@ def run_grid(asked: Ablate) -> None:
 
     found: dict[str, list[Finished]] = {arm: [] for arm in arms}
     for (arm, _), config in cells.items():
-        run = read_run(config.out, config.steps, find_method(config.method).needs_reference)
+        run = read_run(config.out, config.steps, run_method(config).needs_reference)
         if run is not None:
             found[arm].append(run)
     write_atomically(asked.folder / "table.md", table(found))

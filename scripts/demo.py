@@ -35,6 +35,7 @@ from t2i_rl.training.config import RewardSpecification
 from t2i_rl.training.evaluation import Evaluation, evaluate
 from t2i_rl.training.presets import preset
 from t2i_rl.training.run import CHECKPOINTS, start
+from t2i_rl.training.run_method import run_method
 
 RUN = Path("runs/demo")
 IMAGES_PER_TAG = 100
@@ -88,7 +89,7 @@ def main(reward: RewardSpecification = SETTINGS.reward) -> None:
     ):
         sampling = SETTINGS.rollout.sampling
         maps = token_maps(
-            policy, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, SETTINGS.seed, reference, SETTINGS.method, what
+            policy, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, SETTINGS.seed, reference, run_method(SETTINGS), what
         )
         save(maps, RUN / name)
     summary = {"before": before, "after": after, "seconds": round(time.time() - began, 1)}

@@ -9,6 +9,7 @@ import pytest
 from t2i_rl.cli import main
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.training.presets import PRESETS
+from t2i_rl.training.run_method import run_method
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -55,13 +56,16 @@ def test_the_table_of_presets_is_the_presets() -> None:
     full = {name: config for name, config in PRESETS.items() if not name.startswith("tiny-")}
     table = {cells[0].strip("`"): cells[1:] for cells in rows("| preset | images a step")}
     assert table.keys() == full.keys()
-    for name, (images, rate, steps, guidance, method) in table.items():
+    for name, (images, rate, beta, clip, steps, guidance, method) in table.items():
         config, rollout = full[name], full[name].rollout
         prompts, group = rollout.prompts_per_step, rollout.group_size
         assert images == f"{prompts * group} ({prompts} × {group})"
         assert float(rate.partition(",")[0]) == config.update.learning_rate and config.update.schedule in rate
         assert (int(steps), float(guidance)) == (config.steps, rollout.sampling.guidance_scale)
         assert method == f"`{config.method}`"
+        found = run_method(config)
+        assert float(beta) == found.objective.beta
+        assert clip == ("–" if found.dynamic is None else f"{found.dynamic.clip:g}")
 
 
 def test_the_reading_list_says_where_each_paper_is() -> None:

@@ -79,8 +79,7 @@ def heatmap(arguments: Sequence[str]) -> None:
         policy, sampling = wanted.load()
         reference = wanted.policy(wanted.reference) if wanted.reference else None
         source = wanted.model + (f" against {wanted.reference}" if wanted.reference else "")
-        found = token_maps(
-            policy, wanted.prompt, wanted.group_size, sampling, wanted.seed, reference, wanted.method, source
-        )
+        method = None if wanted.method is None else find_method(wanted.method)
+        found = token_maps(policy, wanted.prompt, wanted.group_size, sampling, wanted.seed, reference, method, source)
     save(found.only(wanted.maps) if wanted.maps else found, wanted.out)
     print(f"{wanted.out}: see heatmap.png, heatmap.html and maps.npz")

@@ -9,13 +9,12 @@ import tyro
 
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
-from t2i_rl.methods.catalogue import find_method
-from t2i_rl.methods.variants import base_name
 from t2i_rl.planning.dry_run import report
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training.checks import check_settings
 from t2i_rl.training.config import RewardSpecification, TrainConfig
-from t2i_rl.training.presets import find_preset, preset, preset_name
+from t2i_rl.training.presets import find_preset, preset, preset_name, take_method
+from t2i_rl.training.run_method import run_method
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,12 @@ def resolution(arguments: Sequence[str]) -> Resolution:
         reward = chosen.reward if "reward" in named or "reward" in settings else None
         base, name = preset(chosen.model, reward, chosen.method), preset_name(chosen.model, reward, chosen.method)
     else:
-        base, name = find_preset(choice.preset), choice.preset
-    config = replace(override(base, settings, where), **named)
-    if config.method == base_name(base.method):
-        config = replace(config, method=base.method)
+        found, name = find_preset(choice.preset), choice.preset
+        base = take_method(found, replace(override(found, settings, where), **named).method)
+    config = replace(override(base, settings, where), **{**named, "method": base.method})
     config = parse(TrainConfig, rest, "train", default=config)
     find_model(config.model)
-    check_settings(config, find_method(config.method))
+    check_settings(config, run_method(config))
     return Resolution(config, name, choice.dry_run)
 
 

@@ -144,7 +144,7 @@ def token_maps(
     sampling: Sampling,
     seed: int,
     reference: Policy | None = None,
-    method: str | None = None,
+    method: Method | None = None,
     source: str = "",
 ) -> TokenMaps:
     """Sample one group and measure every map of `LOOKS`; those about a reference only with a reference policy.
@@ -165,7 +165,7 @@ def token_maps(
             f"the reference has the token maps {reference.layout.maps}, the model {layout.maps}: "
             "compare checkpoints of one model"
         )
-    chosen = find_method(method or ("critical" if len(layout.maps) == 1 else "critical[dynamic.over=scales]"))
+    chosen = method or find_method("critical" if len(layout.maps) == 1 else "critical[dynamic.over=scales]")
     names = dict.fromkeys((*CONTRAST.statistics, *CRITICAL.statistics, *chosen.credit.statistics))
     condition = encode(policy, [prompt], sampling.negative_prompt)
     rollout = sample_group(policy, condition, group_size, sampling, Noise(seed), [*names])

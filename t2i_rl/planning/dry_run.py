@@ -10,12 +10,12 @@ from models.registry import HUB_ID, TINY
 from models.registry import find as find_model
 from rewards.files.pins import cache_folder, pins
 from rewards.registry import Term, parse
-from t2i_rl.methods.catalogue import find_method
 from t2i_rl.methods.method import Method
 from t2i_rl.prompts.reading import path_of
 from t2i_rl.prompts.sets import NAMES, command
 from t2i_rl.training.config import TrainConfig, flat
 from t2i_rl.training.presets import find_preset
+from t2i_rl.training.run_method import run_method
 
 SHOWN = ("model", "method", "reward", "prompts", "heldout", "out")  # on lines of their own
 
@@ -49,7 +49,7 @@ JUDGES = {name: f"T2I_RL_{name.upper()}" for name in ("judge", "deqa", "unifiedr
 
 def report(config: TrainConfig, preset: str | None) -> list[str]:
     """The lines that tell a person what would run."""
-    method, rollout = find_method(config.method), config.rollout
+    method, rollout = run_method(config), config.rollout
     images = rollout.prompts_per_step * rollout.group_size
     taken = " exists, so it would be refused: choose another --out" if config.out.exists() else ""
     rows = [

@@ -25,6 +25,7 @@ from t2i_rl.reports.revisit import run_config
 from t2i_rl.training.config import TrainConfig, fixed
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.run import CHECKPOINTS, SAMPLES, STRIP
+from t2i_rl.training.run_method import run_method
 
 REPORT = "report.html"
 TALLEST = 192  # pixels: higher samples are shown smaller, or the page would be too large to open
@@ -127,8 +128,8 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
         raise UserError(f"{run} has no checkpoint to draw token maps with: leave out --prompt")
     dtype, source = getattr(torch, config.dtype), f"{run.name}, {newest.name}, against {config.model}"
     policy, reference = load(str(newest), dtype, device), load(config.model, dtype, device)
-    sampling = config.rollout.sampling
-    return page(token_maps(policy, prompt, 4, sampling, config.seed, reference, config.method, source))
+    sampling, method = config.rollout.sampling, run_method(config)
+    return page(token_maps(policy, prompt, 4, sampling, config.seed, reference, method, source))
 
 
 def strip_uri(path: Path) -> str:

@@ -13,7 +13,6 @@ from models.registry import load
 from rewards.registry import build
 from t2i_rl.errors import UserError
 from t2i_rl.methods.baselines import Running
-from t2i_rl.methods.catalogue import find_method
 from t2i_rl.methods.credit.rule import Context
 from t2i_rl.pictures.heatmaps import CONTRAST, CRITICAL, TokenMaps, maps_of
 from t2i_rl.prompts.reading import load_prompts
@@ -23,6 +22,7 @@ from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.config import TrainConfig
 from t2i_rl.training.run import CHECKPOINTS, CONFIG
+from t2i_rl.training.run_method import run_method
 from t2i_rl.training.trainer import Trainer
 
 
@@ -60,7 +60,7 @@ def trainer_before(run: Path, step: int, device: str) -> tuple[Trainer, Path | N
     """The trainer as it stood before a step, but for its optimizer; and the checkpoint that it was read from."""
     config = replace(run_config(run), device=device)
     checkpoint = weights_before(run, config, step)
-    method, dtype = find_method(config.method), getattr(torch, config.dtype)
+    method, dtype = run_method(config), getattr(torch, config.dtype)
     reward, prompts = build(config.reward, device, config.reward_server), load_prompts(config.prompts)
     if checkpoint is None:
         return Trainer(config, load(config.model, dtype, device), method, reward, prompts), None

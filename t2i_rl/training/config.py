@@ -72,8 +72,11 @@ class UpdateConfig:
         max_grad_norm: longer gradients are scaled down to this norm.
         warmup_steps: over which the learning rate grows linearly.
         schedule: of the learning rate after warm-up.
-        final_ratio: what a schedule that falls leaves of the learning rate.
+        final_ratio: what a schedule that falls leaves of the learning rate after the last step.
         updates_per_rollout: optimizer steps on the same rollout; more than one uses clipped ratios.
+        beta: factor of the KL to the reference, whatever the method; nothing: the method's own.
+        dynamic_clip: bound, in nats, of the running weight of methods that have one (e in the paper of critical);
+            nothing: the method's own.
         micro_batch: images per forward and backward pass; only memory and speed depend on it.
         log_prob: which distribution is updated: the conditional one (cond), or the guided one that images are drawn
             from (cfg); see t2i_rl/rollout/log_probs.py.
@@ -90,6 +93,8 @@ class UpdateConfig:
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     final_ratio: float = 0.05
     updates_per_rollout: int = 1
+    beta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    dynamic_clip: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     micro_batch: int = 32
     log_prob: LogProb = "cond"
     unconditional_gradient: bool = True
@@ -104,6 +109,9 @@ class UpdateConfig:
         check("update.final-ratio", self.final_ratio, 0 <= self.final_ratio <= 1, "between 0 and 1")
         repeats = self.updates_per_rollout
         check("update.updates-per-rollout", repeats, repeats >= 1, "at least 1")
+        check("update.beta", self.beta, self.beta is None or 0 <= self.beta < math.inf, "0 or more")
+        clip = self.dynamic_clip
+        check("update.dynamic-clip", clip, clip is None or 0 < clip < math.inf, "above 0")
         check("update.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
 
 

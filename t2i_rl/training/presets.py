@@ -2,7 +2,8 @@
 
 A preset goes by its name (`t2i-rl train --preset janus-pro-7b-geneval-cfg`) or by model, reward and method together
 (`--model janus-pro-7b --reward geneval --method cfg`); a combination without one takes the nearest of its model. Flags
-win over the run file, which wins over the preset.
+win over the run file, which wins over the preset. beta and the clip of the running weight are the column's, so another
+method has them too (`--preset janus-pro-7b-geneval-cfg --method grpo` is that column's baseline, with its beta).
 
 What both papers spread over processes is one batch here: `prompts_per_step` is processes x prompts of each x
 accumulation. Micro-batches, evaluation and checkpoints are ours: they decide memory, speed and what is shown.
@@ -21,6 +22,7 @@ from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.variants import base_name
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.config import CheckpointConfig, EvaluationConfig, RolloutConfig, TrainConfig, UpdateConfig
+from t2i_rl.training.run_method import with_method
 
 TINY = TrainConfig(
     steps=120,
@@ -48,7 +50,9 @@ CFG = replace(
     model="janus-pro-7b",
     method="cfg",
     rollout=RolloutConfig(prompts_per_step=8, group_size=16, micro_batch=1, sampling=Sampling(guidance_scale=5.0)),
-    update=UpdateConfig(learning_rate=5e-6, betas=(0.99, 0.999), schedule="cosine", final_ratio=0.05, micro_batch=4),
+    update=UpdateConfig(
+        learning_rate=5e-6, betas=(0.99, 0.999), schedule="cosine", final_ratio=0.05, beta=0.03, micro_batch=4
+    ),
 )
 # The launch script says nothing of AdamW's betas: the framework's.
 CFG_RELEASED = replace(CFG, method="cfg-released", seed=20, update=replace(CFG.update, betas=(0.9, 0.999)))
@@ -59,35 +63,43 @@ CFG_RELEASED_HPS = replace(
     reward=HPS.reward,
     prompts=HPS.prompts,
     heldout=HPS.heldout,
-    method="cfg-released[objective.beta=0.01,entropy_reward=none]",
+    method="cfg-released[entropy_reward=none]",
     rollout=replace(CFG.rollout, prompts_per_step=16, group_size=8),
-    update=replace(CFG_RELEASED.update, learning_rate=1e-6),
+    update=replace(CFG_RELEASED.update, learning_rate=1e-6, beta=0.01),
 )
 
 
-def critical(base: TrainConfig, model: str, method: str, rate: float, batch: int, group: int) -> TrainConfig:
+def critical(
+    base: TrainConfig, model: str, rate: float, batch: int, group: int, clip: float, beta: float = 0.01
+) -> TrainConfig:
     """A column of arXiv:2509.22485. The 4 processes and the linear fall of the learning rate are the release's.
 
-    batch: prompts of each process times accumulation.
+    batch: prompts of each process times accumulation. clip: e of the running weight.
     """
     return replace(
         base,
         model=model,
-        method=method,
+        method="critical",
         rollout=RolloutConfig(4 * batch, group, micro_batch=1, sampling=Sampling(guidance_scale=5.0)),
-        update=UpdateConfig(learning_rate=rate, schedule="linear", final_ratio=0.0, micro_batch=4),
+        update=UpdateConfig(
+            learning_rate=rate, schedule="linear", final_ratio=0.0, beta=beta, dynamic_clip=clip, micro_batch=4
+        ),
     )
 
 
-# The clip e of the running weight differs by model. Where nothing is said it is 0.5, as in the method.
+def released(column: TrainConfig) -> TrainConfig:
+    """The column as released: e is 0.5 for every model, the method's own."""
+    return replace(column, method="critical-released", update=replace(column.update, dynamic_clip=None))
+
+
 CRITICAL = {
-    "janus-pro-1b-geneval": critical(GENEVAL, "janus-pro-1b", "critical[dynamic.clip=1.0]", 3e-6, 2, 4),
-    "janus-pro-1b-hps": critical(HPS, "janus-pro-1b", "critical", 1e-6, 2, 4),
-    "janus-pro-7b-geneval": critical(GENEVAL, "janus-pro-7b", "critical[dynamic.clip=0.6]", 3e-6, 2, 4),
-    "janus-pro-7b-hps": critical(HPS, "janus-pro-7b", "critical[dynamic.clip=1.0]", 1e-6, 4, 8),
+    "janus-pro-1b-geneval": critical(GENEVAL, "janus-pro-1b", 3e-6, batch=2, group=4, clip=1.0),
+    "janus-pro-1b-hps": critical(HPS, "janus-pro-1b", 1e-6, batch=2, group=4, clip=0.5),
+    "janus-pro-7b-geneval": critical(GENEVAL, "janus-pro-7b", 3e-6, batch=2, group=4, clip=0.6),
+    "janus-pro-7b-hps": critical(HPS, "janus-pro-7b", 1e-6, batch=4, group=8, clip=1.0),
 }
 # Accumulation 2, no guidance. Schedule as released: a tenth of the run to warm up, a cosine down to a tenth.
-without_guidance = critical(HPS, "llamagen-256", "critical[objective.beta=0.04]", 1e-5, 2 * 2, 8)
+without_guidance = critical(HPS, "llamagen-256", 1e-5, batch=2 * 2, group=8, clip=0.5, beta=0.04)
 LLAMAGEN = replace(
     without_guidance,
     steps=900,
@@ -95,11 +107,7 @@ LLAMAGEN = replace(
     update=replace(without_guidance.update, warmup_steps=90, schedule="cosine", final_ratio=0.1),
 )
 # As released: no accumulation. One epoch there, of a number of prompts that we do not know: the paper's steps here.
-LLAMAGEN_RELEASED = replace(
-    LLAMAGEN,
-    method="critical-released[objective.beta=0.04]",
-    rollout=replace(LLAMAGEN.rollout, prompts_per_step=8),
-)
+LLAMAGEN_RELEASED = replace(released(LLAMAGEN), rollout=replace(LLAMAGEN.rollout, prompts_per_step=8))
 
 PRESETS: dict[str, TrainConfig] = {
     **{f"tiny-shapes-{method}": replace(TINY, method=method) for method in METHODS},
@@ -109,11 +117,7 @@ PRESETS: dict[str, TrainConfig] = {
     "llamagen-256-hps-critical": LLAMAGEN,
     "llamagen-256-hps-critical-released": LLAMAGEN_RELEASED,
     **{f"{column}-critical": config for column, config in CRITICAL.items()},
-    # As released, e is 0.5 for every model.
-    **{
-        f"{column}-critical-released": replace(config, method="critical-released")
-        for column, config in CRITICAL.items()
-    },
+    **{f"{column}-critical-released": released(config) for column, config in CRITICAL.items()},
 }
 
 
@@ -137,14 +141,19 @@ def preset_name(model: str, reward: str | None, method: str) -> str | None:
 
 
 def preset(model: str, reward: str | None, method: str) -> TrainConfig:
-    """The preset of a combination or the nearest to it, with these names; the defaults where its model has none.
-
-    A bare method stands for the preset's variant of it; one that is spelt out with its settings stays as it is.
-    """
+    """The preset of a combination or the nearest to it, with these names; the defaults where its model has none."""
     name = preset_name(model, reward, method)
-    found = TrainConfig(model=model, method=method) if name is None else PRESETS[name]
-    own = method == base_name(found.method)
-    return replace(found, reward=reward or found.reward, method=found.method if own else method)
+    found = TrainConfig(model=model) if name is None else PRESETS[name]
+    return take_method(replace(found, reward=reward or found.reward), method)
+
+
+def take_method(found: TrainConfig, method: str) -> TrainConfig:
+    """The preset with that method.
+
+    The bare name of the preset's own method stands for the preset's variant of it; one that is spelt out with its
+    settings stays as it is.
+    """
+    return with_method(found, found.method if method == base_name(found.method) else method)
 
 
 def find_preset(name: str) -> TrainConfig:

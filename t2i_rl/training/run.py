@@ -25,7 +25,6 @@ from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.errors import UserError
 from t2i_rl.methods.baselines import Running
-from t2i_rl.methods.catalogue import find_method
 from t2i_rl.outputs import write_atomically
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
@@ -37,6 +36,7 @@ from t2i_rl.training.checks import check_records, check_settings
 from t2i_rl.training.config import TrainConfig, fixed, to_json
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.metrics_log import Metrics, MetricsLog
+from t2i_rl.training.run_method import run_method
 from t2i_rl.training.trainer import Trainer
 
 CONFIG = "config.json"
@@ -86,7 +86,7 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
 
 def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], Reward]:
     """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'."""
-    method = find_method(config.method)
+    method = run_method(config)
     check_settings(config, method)
     prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
     judged_by = config.evaluation.reward or config.reward

@@ -16,10 +16,15 @@ from t2i_rl.training.config import UpdateConfig
 
 
 def learning_rate(step: int, steps: int, update: UpdateConfig) -> float:
-    """The rate of step 1..steps: linear warm-up, then the schedule down to `final_ratio`."""
+    """The rate of step 1..steps: a linear warm-up, then the schedule.
+
+    Step s of a warm-up of W steps gets s / W of the rate, so its last step all of it. The first step after it (step 1
+    without one) gets all of it too. The n steps after the warm-up stand at 0, 1 / n, ... (n - 1) / n of the schedule's
+    way: its end, `final_ratio`, is what would be left after the last step, which therefore never gets a rate of 0.
+    """
     if step <= update.warmup_steps:
         return update.learning_rate * step / update.warmup_steps
-    progress = (step - update.warmup_steps) / max(1, steps - update.warmup_steps)
+    progress = (step - 1 - update.warmup_steps) / (steps - update.warmup_steps)
     fall = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     ratio = 1.0 if update.schedule == "constant" else update.final_ratio
     return update.learning_rate * (ratio + (1 - ratio) * fall[update.schedule])

@@ -13,6 +13,7 @@ from PIL import Image
 from models.janus.policy import JanusPolicy
 from models.policy import TokenLayout
 from t2i_rl.errors import UserError
+from t2i_rl.methods.catalogue import find_method
 from t2i_rl.pictures.heatmap_files import COLUMNS, ROWS, draw, page, save
 from t2i_rl.pictures.heatmaps import CLASSES, LOOKS, TokenMaps, token_maps
 from t2i_rl.rollout.sampler import Noise, sample_group
@@ -58,10 +59,10 @@ def test_the_default_method_updates_the_critical_tokens_with_the_running_weight(
 
 
 def test_the_credit_of_another_method(policy: JanusPolicy):
-    maps = token_maps(policy, PROMPT, 3, SAMPLING, seed=2, method="cfg[credit.normalize=topk]")
+    maps = token_maps(policy, PROMPT, 3, SAMPLING, seed=2, method=find_method("cfg[credit.normalize=topk]"))
     assert (maps.maps["mask"] == 1).all() and set(maps.maps["credit"].flat) == {0.0, 1.0}
     with pytest.raises(UserError, match="--from-run"):
-        token_maps(policy, PROMPT, 3, SAMPLING, seed=2, method="stage")
+        token_maps(policy, PROMPT, 3, SAMPLING, seed=2, method=find_method("stage"))
 
 
 def test_a_choice_of_maps(maps: TokenMaps):

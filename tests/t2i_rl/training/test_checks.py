@@ -20,6 +20,7 @@ from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.checks import check_layout, check_settings
 from t2i_rl.training.config import LoraConfig, RolloutConfig, TrainConfig, UpdateConfig
+from t2i_rl.training.run_method import run_method
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
 
@@ -79,6 +80,33 @@ def test_every_method_goes_with_the_defaults(method: Method):
 def test_settings_that_contradict_each_other(method: str, config: TrainConfig, says: str):
     with pytest.raises(UserError, match=says) as caught:
         check_settings(config, METHODS[method])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "update", "says"),
+    [
+        (
+            "grpo[objective.beta=0.1]",
+            UpdateConfig(beta=0.1),
+            r"sets objective.beta, and so does update.beta \(0.1\): keep",
+        ),
+        (
+            "critical[dynamic.clip=1]",
+            UpdateConfig(dynamic_clip=0.5),
+            "sets dynamic.clip, and so does update.dynamic-clip",
+        ),
+        (
+            "grpo",
+            UpdateConfig(dynamic_clip=0.5),
+            "update.dynamic-clip has no effect: method grpo has no running weight",
+        ),
+        ("grpo-full-kl", UpdateConfig(beta=0.0), "the KL form full has no effect while beta is 0"),
+    ],
+)
+def test_settings_that_the_method_cannot_take(method: str, update: UpdateConfig, says: str):
+    with pytest.raises(UserError, match=says) as caught:
+        run_method(TrainConfig(method=method, update=update))
     assert "\n" not in str(caught.value)
 
 

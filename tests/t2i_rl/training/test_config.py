@@ -61,6 +61,8 @@ def test_nested_settings_and_both_spellings():
         ({"update": {"weight_decay": -1}}, "update.weight-decay is -1.0"),
         ({"update": {"warmup_steps": -1}}, "update.warmup-steps is -1"),
         ({"update": {"updates_per_rollout": 0}}, "update.updates-per-rollout is 0"),
+        ({"update": {"beta": -1}}, "update.beta is -1.0: it has to be 0 or more"),
+        ({"update": {"dynamic_clip": 0}}, "update.dynamic-clip is 0.0: it has to be above 0"),
         ({"update": {"micro_batch": 0}}, "update.micro-batch is 0"),
         ({"rollout": {"group_size": 1}}, "rollout.group-size is 1: it has to be at least 2"),
         ({"rollout": {"prompts_per_step": 0}}, "rollout.prompts-per-step is 0"),

@@ -10,11 +10,12 @@ from rewards.registry import BUILDERS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
 from t2i_rl.errors import UserError
-from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.variants import base_name
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training.config import TrainConfig, to_json
 from t2i_rl.training.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
+from t2i_rl.training.run_method import run_method
 
 FULL = [name for name in PRESETS if not name.startswith("tiny-")]
 # Images of a step, group, learning rate, beta, guidance, steps: the columns of both papers, and the launch script's.
@@ -29,6 +30,8 @@ COLUMNS = {
 }
 CLIPS = {"llamagen-256-hps": 0.5, "janus-pro-1b-geneval": 1.0, "janus-pro-1b-hps": 0.5}
 CLIPS |= {"janus-pro-7b-geneval": 0.6, "janus-pro-7b-hps": 1.0}
+BETAS = {**dict.fromkeys(CLIPS, 0.01), "llamagen-256-hps": 0.04}
+BETAS |= {"janus-pro-7b-geneval-cfg": 0.03, "janus-pro-7b-hps-cfg": 0.01}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -36,7 +39,10 @@ def test_a_preset_is_named_for_what_it_trains(name: str) -> None:
     config = PRESETS[name]
     method = base_name(config.method)
     assert name == f"{config.model}-{config.reward.removesuffix('v2')}-{method}"
-    assert find_method(config.method).objective == METHODS[method].objective or "objective." in config.method
+    own = METHODS[method].objective
+    assert run_method(config).objective == (
+        own if config.update.beta is None else replace(own, beta=config.update.beta)
+    )
     assert preset(config.model, config.reward, method) == config
     assert find_preset(name) == config
 
@@ -49,7 +55,7 @@ def test_no_two_presets_are_of_the_same_names() -> None:
 @pytest.mark.parametrize("name", COLUMNS)
 def test_the_columns_of_the_papers(name: str) -> None:
     config = PRESETS[name]
-    rollout, method = config.rollout, find_method(config.method)
+    rollout, method = config.rollout, run_method(config)
     assert (
         rollout.prompts_per_step * rollout.group_size,
         rollout.group_size,
@@ -63,7 +69,7 @@ def test_the_columns_of_the_papers(name: str) -> None:
 
 @pytest.mark.parametrize("column", CLIPS)
 def test_the_clip_of_the_running_weight_by_model(column: str) -> None:
-    paper, released = (find_method(PRESETS[f"{column}-{name}"].method) for name in ("critical", "critical-released"))
+    paper, released = (run_method(PRESETS[f"{column}-{name}"]) for name in ("critical", "critical-released"))
     assert paper.dynamic is not None and released.dynamic is not None
     assert (paper.dynamic.clip, paper.dynamic.detach) == (CLIPS[column], True)
     assert (released.dynamic.clip, released.dynamic.detach) == (0.5, False)
@@ -105,18 +111,49 @@ def test_flag_over_run_file_over_named_preset(tmp_path: Path) -> None:
     file.write_text('steps = 7\nreward = "shapes"\n[rollout]\ngroup-size = 2\n')
     config = resolve(["--preset", "janus-pro-7b-geneval-critical", "--config", str(file), "--steps", "9"])
     assert (config.steps, config.reward, config.rollout.group_size) == (9, "shapes", 2)
-    assert config.method == "critical[dynamic.clip=0.6]" and config.update.learning_rate == 3e-6
+    assert config.method == "critical" and config.update.learning_rate == 3e-6
+
+
+@pytest.mark.parametrize("method", ["grpo", "cfg", "critical"])
+@pytest.mark.parametrize("name", FULL)
+def test_the_baseline_of_a_column_has_its_beta_and_clip(name: str, method: str) -> None:
+    """The papers give both for a model and a reward, and compare methods under them."""
+    column = name.removesuffix("-released").removesuffix("-critical")
+    released = name.endswith("-critical-released")
+    found = run_method(resolve(["--preset", name, "--method", method]))
+    assert found.objective.beta == BETAS[column]
+    if method == "critical":
+        assert found.dynamic is not None and found.dynamic.clip == (0.5 if released else CLIPS.get(column, 0.5))
 
 
 def test_another_method_with_the_settings_of_a_preset() -> None:
-    """The baseline of a column; and a method that is spelt out stays as it is."""
+    """A method takes of the column what it has a place for, and what it spells out stays as it is."""
     name = "janus-pro-7b-geneval-critical"
-    baseline = resolve(["--preset", name, "--method", "grpo"])
-    assert baseline.method == "grpo" and baseline.update == PRESETS[name].update
-    spelt = "critical[dynamic.clip=0.5]"
-    assert resolve(["--preset", name, "--method", spelt]).method == spelt
-    flags = ["--model", "janus-pro-7b", "--reward", "geneval", "--method", spelt]
-    assert resolve(flags) == resolve(["--preset", name, "--method", spelt])
+    column = PRESETS[name].update
+    assert (column.beta, column.dynamic_clip) == (0.01, 0.6)
+    for method, beta, clip in (
+        ("grpo", 0.01, None),
+        ("dapo", None, None),  # without a KL, it stays so
+        ("grpo[dynamic=critical]", 0.01, 0.6),  # the paper's weight on all tokens
+        ("critical[dynamic.clip=0.5]", 0.01, None),
+        ("critical[objective.beta=0.1]", None, 0.6),
+    ):
+        found = resolve(["--preset", name, "--method", method])
+        assert (found.method, found.update) == (method, replace(column, beta=beta, dynamic_clip=clip))
+    spelt = resolve(["--preset", name, "--method", "critical[dynamic.clip=0.5,objective.beta=0.1]"])
+    method = run_method(spelt)
+    assert method.dynamic is not None and (method.objective.beta, method.dynamic.clip) == (0.1, 0.5)
+    flags = ["--model", "janus-pro-7b", "--reward", "geneval", "--method", spelt.method]
+    assert resolve(flags) == spelt
+
+
+def test_a_run_file_or_flag_gives_any_method_a_kl(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('method = "dapo"\n[update]\nbeta = 0.02\n')
+    assert run_method(resolve(["--config", str(file)])).objective.beta == 0.02
+    found = run_method(resolve(["--method", "critical", "--update.beta", "0", "--update.dynamic-clip", "0.7"]))
+    assert found.objective.beta == 0 and found.dynamic is not None and found.dynamic.clip == 0.7
+    assert found.needs_reference
 
 
 def test_a_reward_that_is_served_elsewhere_keeps_its_preset() -> None:

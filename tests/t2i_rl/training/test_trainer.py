@@ -64,9 +64,20 @@ def test_learning_rate_schedules():
         return [learning_rate(step, 6, update) for step in range(1, 7)]
 
     assert rates("constant") == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
-    assert rates("linear") == pytest.approx([1.0, 2.0, 1.55, 1.1, 0.65, 0.2])
-    middle = [0.2 + 1.8 * (1 + math.cos(math.pi * quarter / 4)) / 2 for quarter in (1, 2, 3)]
-    assert rates("cosine") == pytest.approx([1.0, 2.0, *middle, 0.2])
+    assert rates("linear") == pytest.approx([1.0, 2.0, 2.0, 1.55, 1.1, 0.65])
+    assert rates("cosine") == pytest.approx(
+        [1.0, 2.0, *(0.2 + 1.8 * (1 + math.cos(math.pi * quarter / 4)) / 2 for quarter in (0, 1, 2, 3))]
+    )
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_no_step_is_wasted(schedule: str, warmup: int):
+    """A schedule down to 0 ends after the last step, not at it; the first one after warm-up gets all of the rate."""
+    update = UpdateConfig(learning_rate=1.0, warmup_steps=warmup, schedule=schedule, final_ratio=0.0)
+    rates = [learning_rate(step, 10, update) for step in range(1, 11)]
+    assert rates[max(0, warmup - 1)] == rates[warmup] == 1.0 and min(rates) > 0
+    assert learning_rate(11, 10, update) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("method", "updates"), [("grpo", 1), ("cfg", 1), ("critical", 1), ("grpo", 2)])
