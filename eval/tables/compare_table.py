@@ -40,8 +40,7 @@ def body(comparison: Comparison, published: Sequence[Published] = ()) -> Cells:
     lines += [[name, *(cell(held[key]) for key in keys)] for name, held in comparison.runs.items()]
     lines += [[name, *(cell(held[key], signed=True) for key in keys)] for name, held in comparison.differences.items()]
     for row in published:
-        stated = {(row.metric, place): f"{value:g}" for place, value in row.figures.items()}
-        lines.append([row.label, *(stated.get(key, "") for key in keys)])
+        lines.append([row.label, *(f"{row.figures[key]:g}" if key in row.figures else "" for key in keys)])
     return lines
 
 
@@ -77,8 +76,8 @@ def as_csv(comparison: Comparison, published: Sequence[Published] = ()) -> str:
             for (metric, place), one in figures.items():
                 writer.writerow([kind, name, metric, place, one.value, one.low, one.high])
     for row in published:
-        for place, value in row.figures.items():
-            writer.writerow(["published", row.label, row.metric, place, value, "", ""])
+        for (metric, place), value in row.figures.items():
+            writer.writerow(["published", row.label, metric, place, value, "", ""])
     return file.getvalue()
 
 

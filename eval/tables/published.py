@@ -1,93 +1,119 @@
-"""Figures that papers state, as far as we have them; nothing was measured here.
+"""Figures that papers state, as they are printed; nothing was measured here.
 
-We had neither paper's tables. What is known comes from our notes on the papers' texts, from one authors' repository,
-and, marked so, from another reader's note: check a figure against its paper before you print it. The papers' tables of
-other benchmarks, and per-tag figures but for a few, are not here. Guidance, seeds, images per prompt and versions of
-scorers may differ from ours.
+`gcpo_papers.json` holds the tables of the two papers, typed from their text, one object a row. Each row becomes one of
+`ROWS` for every benchmark that it has figures of; the number of its table is its source. What a later table repeats of
+a row is left out. Guidance, seeds, images per prompt and versions of scorers may differ from ours.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from eval.benchmark import OVERALL
 from t2i_rl.errors import UserError
 
-PROMPTS = {"geneval": 553, "hps": 3200}  # of the benchmarks that the figures are of
-GUIDANCE = "GCPO, arXiv:2605.29198"  # Guidance Contrastive
-CRITICAL = "GCPO, arXiv:2509.22485"  # Group Critical-token
-TEXT = "paper's text"
-ABLATION = "paper's ablation"
-AUTHORS = "github.com/zghhui/GCPO"
-READER = "a reader's note of the main table, unchecked"
-UNSTATED = "model not in our notes"
+PROMPTS = {"geneval": 553, "t2i-compbench": 2400, "drawbench": 200, "hps": 3200}  # of the benchmarks' own
+DATA = Path(__file__).with_name("gcpo_papers.json")
+GUIDANCE = "arXiv:2605.29198"  # Guidance Contrastive
+CRITICAL = "arXiv:2509.22485"  # Group Critical-token
+
+Key = tuple[str, str]  # a metric of ours, and `overall` or a category
+
+# A column's benchmark and figure of ours, on the same scale. Of which prompts HPSv2 is printed is not in our copy: it
+# stands beside both benchmarks that have it. Columns of reasoning and of settings have no benchmark here.
+COLUMNS: Mapping[str, Sequence[tuple[str, Key]]] = {
+    "overall": [("geneval", ("correct", OVERALL))],
+    "geneval": [("geneval", ("correct", OVERALL))],
+    **{
+        tag: [("geneval", ("correct", tag))]
+        for tag in ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+    },
+    **{
+        category: [("t2i-compbench", ("score", category))]
+        for category in ("color", "shape", "texture", "spatial", "non_spatial", "complex")
+    },
+    **{scorer: [("drawbench", (scorer, OVERALL))] for scorer in ("deqa", "imagereward", "pickscore")},
+    "hpsv2": [("hps", ("hpsv2", OVERALL)), ("drawbench", ("hpsv2", OVERALL))],
+}
+COSTS = {"step_seconds": "{:g} s a step", "hours": "{:g} h", "gpu_memory_gb": "{:g} GB"}  # what a row's label tells
+# The tables whose rows are variants of one model. Tables 7 to 11 do not name it: one row of each has its figures.
+VARIANTS = {
+    **dict.fromkeys([(GUIDANCE, "table 3a"), (GUIDANCE, "table 3b")], "Janus-Pro-7B"),
+    **{(CRITICAL, f"table {number}"): "Janus-Pro-1B" for number in (3, 7, 8, 9, 10, 11)},
+}
+SETS = ("initial", "structure", "similarity")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of a paper, on the scale of our metric of that name.
+    """A row of a paper's table, on the scale of our metrics.
 
-    figures: by category, or `overall`; row: what the paper calls it; source: where the figures are from.
+    table: its number; row: what it is called there; of: where it is a variant, the model and what varies.
+    figures: by metric and category. costs: what else is printed of it.
     """
 
     benchmark: str
-    metric: str
     paper: str
-    model: str
+    table: str
     row: str
-    figures: Mapping[str, float]
-    source: str
+    figures: Mapping[Key, float]
+    of: str = ""
+    costs: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        return f"published: {self.model}, {self.row} ({self.paper}; {self.source})"
+        row = f"{self.of}: {self.row}" if self.of else self.row
+        return f"published: {row} ({'; '.join([f'{self.paper}, {self.table}', *self.costs])})"
 
 
-def _guidance(row: str, value: float, source: str = ABLATION) -> Published:
-    return Published("geneval", "correct", GUIDANCE, "Janus-Pro-7B", row, {OVERALL: value}, source)
+def row_name(row: Mapping[str, Any]) -> str:
+    """What a row is called. The ablation of the sets has marks instead of names: `initial, without` the weight."""
+    if "model" in row:
+        return f"{row['model']}, {row['parameters']}" if row.get("parameters") else str(row["model"])
+    return f"{'+'.join(name for name in SETS if row[name])}, {'with' if row['dynamic_weight'] else 'without'}"
 
 
-def _critical(model: str, row: str, overall: float, counting: float, colors: float, position: float) -> Published:
-    figures = {OVERALL: overall, "counting": counting, "colors": colors, "position": position}
-    return Published("geneval", "correct", CRITICAL, model, row, figures, READER)
+def printed(papers: Mapping[str, Any]) -> Iterator[Published]:
+    """A row for each benchmark of each printed row, in the papers' order."""
+    for paper in (GUIDANCE, CRITICAL):
+        for title, rows in papers[paper].items():
+            table, *subject = title.split(", ")
+            model = VARIANTS.get((paper, table))
+            of = f"{model}, {subject[0]}" if model else ""
+            for row in rows if isinstance(rows, list) else []:
+                figures: dict[str, dict[Key, float]] = {}
+                for column, places in COLUMNS.items():
+                    for benchmark, key in places if row.get(column) is not None else []:
+                        figures.setdefault(benchmark, {})[key] = row[column]
+                costs = tuple(text.format(row[cost]) for cost, text in COSTS.items() if row.get(cost) is not None)
+                for benchmark, held in figures.items():
+                    yield Published(benchmark, paper, table, row_name(row), held, of, costs)
 
 
-def _hps(row: str, value: float) -> Published:
-    return Published("hps", "hpsv2", CRITICAL, UNSTATED, row, {OVERALL: value}, ABLATION)
+def read_rows() -> tuple[Published, ...]:
+    """All rows but those whose figures an earlier table of the same paper has, in a row of that name."""
+    kept: list[Published] = []
+    for row in printed(json.loads(DATA.read_text(encoding="utf-8"))):
+        before = [one for one in kept if (one.benchmark, one.paper, one.row) == (row.benchmark, row.paper, row.row)]
+        if not any(row.figures.items() <= one.figures.items() and row.table != one.table for one in before):
+            kept.append(row)
+    return tuple(kept)
 
 
-ROWS = (
-    _guidance("GRPO", 0.85, TEXT),
-    _guidance("GCPO", 0.89, TEXT),
-    _guidance("divergence: information gain", 0.88),
-    _guidance("divergence: absolute", 0.84),
-    _guidance("divergence: KL", 0.89),
-    _guidance("weights: softmax", 0.86),
-    _guidance("weights: min-max", 0.85),
-    _guidance("weights: histogram", 0.89),
-    Published("geneval", "correct", CRITICAL, "Janus-Pro-7B", "GCPO", {OVERALL: 0.90}, AUTHORS),
-    _critical("Janus-Pro-7B", "base", 0.80, 0.59, 0.90, 0.79),
-    _critical("Janus-Pro-7B", "GRPO", 0.87, 0.71, 0.94, 0.92),
-    _critical("Janus-Pro-7B", "GCPO", 0.90, 0.90, 0.90, 0.95),
-    _critical("Janus-Pro-1B", "GRPO", 0.84, 0.59, 0.84, 0.88),
-    _critical("Janus-Pro-1B", "GCPO", 0.85, 0.63, 0.88, 0.91),
-    _critical("LlamaGen", "GRPO", 0.39, 0.28, 0.68, 0.11),
-    _critical("LlamaGen", "GCPO", 0.42, 0.25, 0.71, 0.13),
-    _hps("GRPO", 29.16),
-    _hps("selected tokens, no weights", 29.33),
-    _hps("weights, all tokens", 29.54),
-    _hps("selected tokens and weights", 29.61),
-    _hps("15 % of tokens", 29.29),
-    _hps("30 % of tokens", 29.61),
-    _hps("45 % of tokens", 29.65),
-)
+ROWS = read_rows()
 
 
 def rows_of(benchmark: str, prompts: int, metrics: Sequence[str]) -> list[Published]:
     """What is published of these figures. Raises UserError for a benchmark of other prompts, or without any."""
-    found = [row for row in ROWS if row.benchmark == benchmark and row.metric in metrics]
+    found = [row for row in ROWS if row.benchmark == benchmark and any(metric in metrics for metric, _ in row.figures)]
     if not found:
-        known = " and ".join(f"{row[0]} ({row[1]})" for row in dict.fromkeys((r.benchmark, r.metric) for r in ROWS))
-        raise UserError(f"no figure of {benchmark} is known to be published, only of {known}: leave out --published")
+        known = dict.fromkeys((row.benchmark, metric) for row in ROWS for metric, _ in row.figures)
+        raise UserError(
+            f"no figure of {benchmark} is known to be published, only of "
+            f"{', '.join(f'{name} ({metric})' for name, metric in known)}: leave out --published"
+        )
     if prompts != PROMPTS[benchmark]:
         raise UserError(
             f"what is published of {benchmark} is of its {PROMPTS[benchmark]} prompts, but these runs have {prompts}: "

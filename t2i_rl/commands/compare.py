@@ -18,7 +18,7 @@ class Compare:
     Attributes:
         runs: the folders that t2i-rl eval wrote; the others are compared with the first.
         out: files to write the table into: .md, .tex or .csv by their suffix.
-        published: add what the two papers state of these figures, as far as we know it, with its source.
+        published: add what the two papers' tables state of these figures, each row with its table.
         draws: of the bootstrap.
         seed: of the bootstrap.
     """
