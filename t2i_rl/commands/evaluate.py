@@ -77,7 +77,9 @@ def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> 
     from eval import runner
     from eval.records.manifest import Shard
     from eval.tables.report import table
+    from models.registry import check_device
 
+    check_device(wanted.device)
     shard = Shard.from_environment()
     scorers = {} if wanted.generate_only else wanted.scorers()
     source = images_of(wanted, load)
@@ -85,7 +87,7 @@ def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> 
     if summary is not None:
         from rich.console import Console
 
-        Console().print(table(summary))
+        Console(markup=False).print(table(summary))  # names are the user's
         print(f"{wanted.out}: see summary.json and manifest.jsonl")
     elif wanted.generate_only:
         print(f"{wanted.out}: process {shard.rank} of {shard.world} has drawn its images")
