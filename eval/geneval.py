@@ -15,12 +15,13 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from eval.benchmark import TOTAL, Benchmark, Judgement, Metric, RewardScorer
-from eval.records.manifest import Row, write_whole
+from eval.records.manifest import Row
 from rewards.detectors.base import ColorClassifier, Detection, Detector, Subject
 from rewards.errors import RewardError
 from rewards.geneval.reward import GenEvalReward, check_metadata
 from rewards.geneval.rules import keep_all, summarise
 from rewards.reward import Reward
+from t2i_rl.outputs import write_atomically
 from t2i_rl.prompts.prompt import Prompt
 
 SCORER = "geneval"
@@ -143,4 +144,4 @@ def summary(manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> dic
 
 def publish(folder: Path, manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> None:
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records(manifest, scores))
-    write_whole(folder / RESULTS, "".join(lines))
+    write_atomically(folder / RESULTS, "".join(lines))

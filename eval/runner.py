@@ -25,11 +25,11 @@ from eval.records.manifest import (
     as_json,
     begin,
     digest,
-    write_whole,
 )
 from eval.records.progress import Stages, display
 from eval.records.provenance import prompts_digest, scorer_weights, versions
 from t2i_rl.errors import UserError
+from t2i_rl.outputs import naming, write_atomically
 from t2i_rl.rollout.generate import check_counts
 from t2i_rl.training.evaluation import chunks
 
@@ -65,7 +65,7 @@ def run(
     ledgers = {name: Ledger(folder / SCORES / f"{name}.jsonl", shard) for name in scorers}
     for ledger in (manifest, *ledgers.values()):
         ledger.mend()
-    with display(silent=shard.rank != 0) as stages:
+    with naming(folder), display(silent=shard.rank != 0) as stages:
         source.provide(benchmark, folder, blocks, digest(settings)[:12], stages, manifest)
         images = _checked(manifest, digest(settings)[:12])
         for name, scorer in scorers.items():
@@ -143,7 +143,7 @@ def finish(
     }
     if benchmark.publish:
         benchmark.publish(folder, rows, scores)
-    write_whole(folder / SUMMARY, as_json(summary))
+    write_atomically(folder / SUMMARY, as_json(summary))
     return summary
 
 

@@ -130,20 +130,32 @@ def family_of(source: str) -> str:
     )
 
 
+def check_device(device: str) -> None:
+    """Raises ModelError for what is no device, is none that models run on, or is not in this machine."""
+    import torch
+
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"{device!r} is no device: choose cpu or cuda") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if asked.type not in there:
+        raise ModelError(f"models do not run on {device}: choose {', '.join(there)}")
+    count = there[asked.type]
+    if (asked.index or 0) >= count:
+        sees = f"{asked.type}:0 to {asked.type}:{count - 1}: choose one" if count else "no such device: choose cpu"
+        raise ModelError(f"the device {device} is not there: torch sees {sees}")
+
+
 def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "Policy":
     """The policy of a known name, a path here or a hub id, in float32 unless told otherwise; adapters with their base.
 
     Raises ModelError for an unknown name, and for a checkpoint that is not all there.
     """
     entry = find(name_or_path)
+    check_device(device)
     import torch
 
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ModelError(f"{device!r} is no device: choose cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"the device {device} is not there: torch sees no CUDA device, so choose cpu")
     if is_adapter(entry.source):
         return _load_adapter(Path(entry.source), dtype, device)
     module, name = FAMILIES[entry.family or family_of(entry.source)]

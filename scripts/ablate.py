@@ -150,6 +150,7 @@ def run_grid(asked: Ablate) -> None:
             train(cells[arm, seed])
 
     from t2i_rl.outputs import write_atomically
+    from t2i_rl.pictures.figures import ornament
     from t2i_rl.reports.comparison import Finished, draw, read_run, table
 
     found: dict[str, list[Finished]] = {arm: [] for arm in arms}
@@ -158,7 +159,8 @@ def run_grid(asked: Ablate) -> None:
         if run is not None:
             found[arm].append(run)
     write_atomically(asked.folder / "table.md", table(found))
-    draw(found, asked.folder / "curves.png")
+    with ornament("curves.png"):
+        draw(found, asked.folder / "curves.png")
     print(table(found), end="")
 
 

@@ -194,12 +194,10 @@ def region_table(stages: Mapping[str, "Observed"], name: str, title: str, claim:
 
 def draw_tables(tables: Sequence[Table], path: Path) -> None:
     """Every table as bars or, over the steps of a run, as lines; with standard errors."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from t2i_rl.pictures.figures import new_figure, save_figure
 
     rows = -(-len(tables) // 2)
-    figure = Figure(figsize=(9.5, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.5, 3.4 * rows, layout="constrained")
     panels = list(figure.subplots(rows, 2, squeeze=False).flat)
     for axes in panels[len(tables) :]:
         axes.set_axis_off()
@@ -213,7 +211,7 @@ def draw_tables(tables: Sequence[Table], path: Path) -> None:
         axes.grid(alpha=0.3, axis="y")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=200)
+    save_figure(figure, path, 200)
 
 
 def draw_bars(axes: "Axes", table: Table) -> None:
@@ -247,8 +245,7 @@ def draw_lines(axes: "Axes", table: Table, steps: Sequence[int]) -> None:
 
 def draw_edits(found: Mapping[str, "Edited"], prompt: str, path: Path) -> None:
     """The images of the first prompt, as drawn and after each change: one column each."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from t2i_rl.pictures.figures import new_figure, save_figure
 
     changed = {
         f"{name}\n{way}": images
@@ -258,8 +255,7 @@ def draw_edits(found: Mapping[str, "Edited"], prompt: str, path: Path) -> None:
     }
     shown = {"as drawn": next(iter(found.values())).images["as drawn"], **changed}
     rows = len(shown["as drawn"])
-    figure = Figure(figsize=(1.4 * len(shown), 1.4 * rows + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.4 * len(shown), 1.4 * rows + 0.7, layout="constrained")
     figure.suptitle(f"“{prompt}”: tokens changed, and all after them drawn again", fontsize=10)
     grid = figure.subplots(rows, len(shown), squeeze=False)
     for column, (name, images) in enumerate(shown.items()):
@@ -267,7 +263,7 @@ def draw_edits(found: Mapping[str, "Edited"], prompt: str, path: Path) -> None:
         for row, image in enumerate(images):
             grid[row, column].imshow(image, interpolation="nearest")
             grid[row, column].set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=200)
+    save_figure(figure, path, 200)
 
 
 def analyse(asked: Analyse) -> None:
@@ -334,6 +330,7 @@ def analyse(asked: Analyse) -> None:
 def write(out: Path, about: str, tables: Sequence[Table], found: Mapping[str, "Edited"], prompt: str) -> None:
     """All files at once; `found`, the changed images by the way they were changed, are shown for the prompt."""
     from t2i_rl.outputs import whole_folder
+    from t2i_rl.pictures.figures import ornament
 
     with whole_folder(out) as aside:
         text = "\n".join(["# Observations of tokens", "", about, "", *(table.markdown() for table in tables)])
@@ -341,8 +338,10 @@ def write(out: Path, about: str, tables: Sequence[Table], found: Mapping[str, "E
         content = {"about": about, "tables": [table.record() for table in tables]}
         written = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         (aside / "analysis.json").write_text(written + "\n", encoding="utf-8")
-        draw_tables(tables, aside / "analysis.png")
-        draw_edits(found, prompt, aside / "edits.png")
+        with ornament("analysis.png"):
+            draw_tables(tables, aside / "analysis.png")
+        with ornament("edits.png"):
+            draw_edits(found, prompt, aside / "edits.png")
     print(text)
 
 

@@ -185,7 +185,7 @@ def figures(bench: Bench, seconds: Mapping[str, Sequence[float]]) -> dict[str, A
 def processor() -> str:
     """What the CPU calls itself, where the system tells."""
     file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} CPUs"
 
@@ -209,7 +209,7 @@ def main(bench: Bench) -> None:
         f"({100 * overhead['difference']:+.2f} % as the difference of the arms)"
     )
     if bench.json:
-        bench.json.write_text(json.dumps(found, indent=2) + "\n")
+        bench.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -331,7 +331,7 @@ def main(bench: Bench) -> None:
     result = measure(bench, console)
     console.print(table(result))
     if bench.json is not None:
-        bench.json.write_text(json.dumps(result, indent=2) + "\n")
+        bench.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def main(bench: StepBench) -> None:
     result = measure(bench)
     Console().print(table(result))
     if bench.json is not None:
-        bench.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        bench.json.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -374,7 +374,9 @@ def main(build: Build) -> None:
     settings = {name: value for name, value in asdict(build).items() if name not in ("out", "work")}
     policy.model.generation_config.guidance_scale = build.guidance_scale
     policy.save(build.out)
-    (build.out / "build_log.json").write_text(json.dumps({"settings": settings, **figures}, indent=2) + "\n")
+    (build.out / "build_log.json").write_text(
+        json.dumps({"settings": settings, **figures}, indent=2) + "\n", encoding="utf-8"
+    )
     print(json.dumps(figures, indent=2))
 
 

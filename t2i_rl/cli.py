@@ -5,10 +5,11 @@ argument errors import neither torch nor transformers, so commands import what t
 The first line of a command's docstring is what `t2i-rl --help` says of it.
 """
 
-import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from models.errors import ModelError
 from rewards.errors import RewardError
@@ -22,11 +23,13 @@ from t2i_rl.commands.heatmap import heatmap
 from t2i_rl.commands.report import report
 from t2i_rl.commands.serve import serve
 from t2i_rl.commands.train import train
-from t2i_rl.errors import DivergenceError, UserError
+from t2i_rl.errors import DivergenceError, UserError, is_of_memory
+from t2i_rl.outputs import is_of_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    _open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print("usage: t2i-rl COMMAND [OPTIONS]\n\nReinforcement learning for autoregressive text-to-image models.\n")
@@ -45,19 +48,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergenceError as error:
         print(f"t2i-rl: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("t2i-rl: stopped; a training run goes on with --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"t2i-rl: stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who reads, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:  # nothing that the user could mend
+        if not is_of_files(error):  # nothing that the user could mend
             raise
-        where = f"cannot use {error.filename}" if error.filename else "cannot write on"
+        where = f"cannot use {error.filename}" if error.filename else "cannot write"
         print(f"t2i-rl: {where} ({error.strerror}): check the path and the free space", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        smaller = BATCHES.get(words[0], "model")
+        print(f"t2i-rl: there is not enough memory for this: choose a smaller {smaller}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _open_streams() -> None:
+    """What is said never ends a command: a service may have closed where it goes to, or its locale lack a sign."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -74,4 +93,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "plan": plan,
     "check": check,
     "export": export,
+}
+BATCHES = {  # what each command holds in memory at once
+    "train": "--rollout.micro-batch or --update.micro-batch",
+    "generate": "--batch",
+    "eval": "--batch",
+    "heatmap": "--group-size",
+    "serve": "--batch",
 }

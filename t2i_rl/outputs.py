@@ -1,12 +1,18 @@
-"""Output folders that are there whole or not at all."""
+"""Output folders and files that are there whole or not at all.
+
+What cannot be written is an OSError that names the place: full disks, quotas and file systems that fail say none.
+"""
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from safetensors import SafetensorError
 
 from t2i_rl.errors import UserError
 
@@ -20,6 +26,25 @@ def check_free(folder: Path) -> None:
         raise UserError(f"the output folder {folder} is a file: name another one")
 
 
+def is_of_files(error: OSError) -> bool:
+    """Whether an OSError is of files: what connections, processes and time limits raise have classes of their own."""
+    return error.filename is not None or type(error) in (OSError, PermissionError)
+
+
+@contextmanager
+def naming(place: Path, aside: Path | None = None) -> Iterator[None]:
+    """What fails while it writes, and names no file or one in the place aside, names this one. Raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        inside = aside is not None and str(error.filename).startswith(str(aside))
+        if inside or (error.filename is None and is_of_files(error)):
+            error.filename = str(place)
+        raise
+    except SafetensorError as error:  # which says it in words of its own
+        raise OSError(None, " ".join(str(error).split()), str(place)) from error
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that takes its name when all is written, and vanishes when something fails."""
@@ -27,35 +52,39 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield aside
-        aside.chmod(0o755)
-        aside.replace(folder)
+        with naming(folder, aside):
+            yield aside
+            aside.chmod(0o755)
+            aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one move."""
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("w") as file:
+    """Replace a small file in one move, whoever else does the same."""
+    with whole_file(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """A text file to write into that takes its name when all is written, and vanishes when something fails."""
+    with aside_of(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def aside_of(path: Path) -> Iterator[Path]:
+    """The place to write a file at before it takes its name; it vanishes when something fails."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with naming(path, aside):
+            yield aside
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

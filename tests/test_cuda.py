@@ -1,10 +1,14 @@
 """On a CUDA device: what the CPU's tests say of the tiny model, in float32 and in bfloat16."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.registry import load
 from t2i_rl.cli import main
@@ -47,3 +51,31 @@ def test_a_run_and_its_continuation(method: str, dtype: str, tmp_path: Path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(0 < row["grad_norm"] < 100 for row in rows[1:] if row["zero_variance"] < 1)
+
+
+COMMAND = "import sys; from t2i_rl.cli import main; sys.exit(main())"
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer moments after the second step."""
+    checkpoint = run / "checkpoints" / "step-000002"
+    moments = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)["state"]
+    flat = {f"{index}.{name}": value for index, values in moments.items() for name, value in values.items()}
+    return flat | load_file(checkpoint / "model.safetensors")
+
+
+@pytest.mark.parametrize("method", ["cfg", "critical"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_deterministic_run_goes_on_bit_for_bit(method: str, dtype: str, tmp_path: Path):
+    """In processes of their own: cuBLAS reads how it is to choose once, at its first product."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    words = ["--model", "tiny", "--method", method, "--dtype", dtype, "--device", DEVICE, "--out", str(whole)]
+    little = "--rollout.prompts-per-step 2 --rollout.group-size 4 --evaluation.images-per-tag 1 --checkpoint.every 1"
+    words += ["--steps", "2", "--deterministic", *little.split()]
+    subprocess.run([sys.executable, "-c", COMMAND, "train", *words], check=True)
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-000002")
+    subprocess.run([sys.executable, "-c", COMMAND, "train", "--resume", str(resumed)], check=True)
+    found, wanted = state(resumed), state(whole)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []

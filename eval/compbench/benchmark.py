@@ -26,8 +26,9 @@ from eval.compbench.scorers import (
 from eval.compbench.three_in_one import as_key
 from eval.prompt_files import in_category, place_in
 from eval.records.layouts import Layout, file_name
-from eval.records.manifest import Key, Row, as_json, write_whole
+from eval.records.manifest import Key, Row, as_json
 from t2i_rl.errors import UserError
+from t2i_rl.outputs import write_atomically
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.prompts.sets import prompt_file
@@ -100,7 +101,7 @@ def publish(folder: Path, manifest: Sequence[Row], scores: Mapping[str, Sequence
         by_category.setdefault(image["category"], []).append(row["values"][TOTAL])
     for category, values in by_category.items():
         lines = [{"question_id": number, "answer": f"{value:.4f}"} for number, value in enumerate(values)]
-        write_whole(folder / "annotations" / category / "vqa_result.json", as_json(lines))
+        write_atomically(folder / "annotations" / category / "vqa_result.json", as_json(lines))
 
 
 def notes_of(models: Models, categories: Sequence[str]) -> tuple[str, ...]:

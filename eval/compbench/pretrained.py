@@ -1,5 +1,6 @@
 """Networks in transformers' own format, and what prepares their input."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ def pretrained(what: str, source: str | Path, *kinds: Any) -> list[Any]:
     """
     try:
         return [kind.from_pretrained(source) for kind in kinds]
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers, the hub's client and every kind of proxy raise their own
+        with suppress(Exception):  # what lies here needs none of them
+            return [kind.from_pretrained(source, local_files_only=True) for kind in kinds]
         reason = " ".join(str(error).split())
         raise RewardError(f"cannot load {what} from {source}: give a folder, or fetch it first ({reason})") from error

@@ -78,7 +78,9 @@ class ServedDetector:
         if token := os.environ.get(TOKEN_VARIABLE):
             headers[TOKEN_HEADER] = token
         self.address = address
-        self.client = httpx.Client(base_url=address, headers=headers, timeout=TIMEOUT, transport=transport)
+        self.client = httpx.Client(
+            base_url=address, headers=headers, timeout=TIMEOUT, transport=transport, trust_env=False
+        )
         health = self._ask(Health, "GET", "/health")
         self.name, self.vocabulary = health.detector, frozenset(health.vocabulary)
 

@@ -12,13 +12,13 @@ it does no harm if two do so at once, for both write the same.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from t2i_rl.errors import UserError
+from t2i_rl.outputs import write_atomically
 
 SETTINGS, MANIFEST, SCORES, SUMMARY = "settings.json", "manifest.jsonl", "scores", "summary.json"
 
@@ -54,20 +54,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one move, whoever else does the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside = Path(file.name)
-    aside.chmod(0o644)
-    aside.replace(path)
-
-
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
@@ -78,7 +64,7 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(not one.name.startswith(".") for one in folder.iterdir())):
             raise UserError(f"{folder} holds something else than an evaluation: name another folder")
-        write_whole(path, as_json(settings))
+        write_atomically(path, as_json(settings))
     held, wanted = read_object(path), json.loads(json.dumps(settings))
     for key in [*wanted, *held]:
         if held.get(key) != wanted.get(key):
@@ -136,7 +122,7 @@ class Ledger:
     def mend(self) -> None:
         """Cut off a line that was torn when this process was killed."""
         if self.part.exists():
-            write_whole(self.part, "".join(line + "\n" for line in _lines(self.part)))
+            write_atomically(self.part, "".join(line + "\n" for line in _lines(self.part)))
 
     def join(self, keys: Sequence[Key]) -> list[Row] | None:
         """All lines in order, as one file; None while some are missing."""
@@ -146,7 +132,7 @@ class Ledger:
         whole = [rows[key] for key in keys]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole)
         if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
-            write_whole(self.path, text)
+            write_atomically(self.path, text)
         for part in self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}"):
             part.unlink(missing_ok=True)
         return whole

@@ -32,7 +32,8 @@ def display(silent: bool, console: Console | None = None) -> Iterator[Stages]:
     elif not console.is_terminal:
         yield lambda label, total: _Lines(console, label, total).advance
     else:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
+        description = TextColumn("{task.description}", markup=False)  # it has names of the user's
+        columns = description, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
         with Progress(*columns, console=console) as progress:
 
             def begin(label: str, total: int) -> Advance:
@@ -63,4 +64,4 @@ class _Lines:
         speed = self.done / max(now - self.began, 1e-6)
         left = timedelta(seconds=round((self.total - self.done) / speed))
         line = f"{self.label}: {self.done}/{self.total}, {speed:.1f} images/s, {left} left"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -141,4 +141,4 @@ def write_weights(folder: Path, weights: Weights) -> None:
         (folder / f"{number}.part").rename(folder / file)
     weight_map = {name: file for names, file in zip(shards, files, strict=True) for name in names}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
@@ -22,11 +24,15 @@ def fetch(source: str | Path, patterns: Sequence[str] = ("*",)) -> Path:
     if found is None:
         raise ModelError(f"{source} does not exist, and is no owner/name of the hub: check the path")
     repository, file = found.groups()
+    if file is None:
+        get = partial(snapshot_download, repository, allow_patterns=list(patterns), revision=seen_revision(repository))
+    else:
+        get = partial(hf_hub_download, repository, file, revision=seen_revision(repository))
     try:
-        if file is not None:
-            return Path(hf_hub_download(repository, file, revision=seen_revision(repository)))
-        return Path(snapshot_download(repository, revision=seen_revision(repository), allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
+        return Path(get())
+    except Exception as error:  # the hub's client, the network and every kind of proxy raise their own
+        with suppress(Exception):  # what lies here needs none of them
+            return Path(get(local_files_only=True))
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{source} is neither a path here, nor in {constants.HF_HUB_CACHE}, nor can it be had from the hub: run "
@@ -37,5 +43,5 @@ def fetch(source: str | Path, patterns: Sequence[str] = ("*",)) -> Path:
 def seen_revision(repository: str) -> str | None:
     """The commit at which the hub's cache holds a repository; None where it does not."""
     ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "refs" / "main"
-    commit = ref.read_text().strip() if ref.is_file() else ""
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
     return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None

@@ -27,8 +27,11 @@ FILES = ("*.json", "*.model", "*.safetensors")  # of an encoder on the hub: no s
 
 
 def default_cache() -> Path:
-    """The user's cache folder, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i-rl" / "text-features"
+    """The user's cache folder, by the XDG convention. Raises ModelError for a user without one."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i-rl" / "text-features"
+    except RuntimeError as error:
+        raise ModelError("this user has no home folder: let XDG_CACHE_HOME name one for text features") from error
 
 
 class TextFeatures:

@@ -15,9 +15,13 @@ PINS = "pins.json"
 
 
 def cache_folder() -> Path:
+    """Raises RewardError for a user without a home, who names no folder."""
     if own := os.environ.get("T2I_RL_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i-rl"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i-rl"
+    except RuntimeError as error:
+        raise RewardError("this user has no home folder: let T2I_RL_CACHE name one for what is fetched") from error
 
 
 def sha256(path: Path) -> str:
@@ -26,12 +30,15 @@ def sha256(path: Path) -> str:
 
 
 def pins() -> dict[str, dict[str, str]]:
-    """What was recorded, by key. Raises RewardError for a file that is not JSON."""
-    path = cache_folder() / PINS
+    """What was recorded, by key: nothing where there is no cache. Raises RewardError for a file that is not JSON."""
+    try:
+        path = cache_folder() / PINS
+    except RewardError:
+        return {}
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RewardError(f"{path} is not JSON ({error}): repair it, or remove it to record the files anew") from error
 
@@ -55,6 +62,10 @@ def pin(key: str, path: Path, **seen: str) -> str:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{PINS}.{os.getpid()}"
-    aside.write_text(json.dumps(known | {key: {"sha256": digest, **seen}}, indent=2, sort_keys=True) + "\n")
-    aside.replace(folder / PINS)
+    text = json.dumps(known | {key: {"sha256": digest, **seen}}, indent=2, sort_keys=True)
+    try:
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(folder / PINS)
+    finally:
+        aside.unlink(missing_ok=True)
     return digest

@@ -5,12 +5,13 @@ Files are fetched to the cache; those of the Hugging Face hub stay in the hub's 
 """
 
 import pickle
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -31,7 +32,7 @@ def fetch(url: str, digest_start: str = "") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest_start, progress=False)
-        except (URLError, OSError, RuntimeError) as error:
+        except (URLError, OSError, RuntimeError, ValueError, HTTPException) as error:
             reason = str(error).strip().partition("\n")[0]
             raise RewardError(
                 f"cannot fetch {url} ({reason}): run `curl -L -o {path} {url}` where there is a connection"
@@ -47,14 +48,18 @@ def fetch(url: str, digest_start: str = "") -> Path:
 def fetch_from_hub(repository: str, name: str) -> Path:
     """One file of a repository of the Hugging Face hub, at the revision first seen. Raises RewardError."""
     key = f"hub:{repository}/{name}"
+    get = partial(hf_hub_download, repository, name, revision=pins().get(key, {}).get("revision"))
     try:
-        path = Path(hf_hub_download(repository, name, revision=pins().get(key, {}).get("revision")))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RewardError(
-            f"cannot fetch {name} of {repository} from the hub ({reason}): run `hf download {repository} {name}` "
-            "where there is a connection, or give a local path"
-        ) from error
+        path = Path(get())
+    except Exception as error:  # the hub's client, the network and every kind of proxy raise their own
+        try:
+            path = Path(get(local_files_only=True))  # what lies here needs none of them
+        except Exception:
+            reason = str(error).strip().partition("\n")[0]
+            raise RewardError(
+                f"cannot fetch {name} of {repository} from the hub ({reason}): run `hf download {repository} {name}` "
+                "where there is a connection, or give a local path"
+            ) from error
     pin(key, path, revision=path.parents[len(Path(name).parts) - 1].name)
     return path
 

@@ -39,11 +39,11 @@ def compare(arguments: Sequence[str]) -> None:
         raise UserError("a run is named more than once: name each once")
     if wanted.draws < 1:
         raise UserError(f"draws is {wanted.draws}: it has to be at least 1")
-    from eval.records.manifest import write_whole
     from eval.tables.compare import compare as compare_runs
     from eval.tables.compare import read_run, shared_metrics
     from eval.tables.compare_table import WRITERS, markdown
     from eval.tables.published import rows_of
+    from t2i_rl.outputs import write_atomically
 
     for path in wanted.out:
         if path.suffix not in WRITERS:
@@ -53,5 +53,5 @@ def compare(arguments: Sequence[str]) -> None:
     settings = runs[0].settings
     stated = rows_of(settings["benchmark"], settings["prompts"], shared_metrics(runs)) if wanted.published else []
     for path in wanted.out:
-        write_whole(path, WRITERS[path.suffix](comparison, stated))
+        write_atomically(path, WRITERS[path.suffix](comparison, stated))
     print(markdown(comparison, stated), end="")

@@ -27,10 +27,15 @@ class Check(Drawing):
     """Whether a checkpoint is whole and computes what it should: each line is ok, or what is wrong.
 
     Attributes:
-        out: where the pictures of four fixed prompts go.
+        out: where the pictures of four fixed prompts go, a PNG.
     """
 
     out: Path = Path("runs/check.png")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out.suffix != ".png":
+            raise UserError(f"{self.out} is no name of a PNG: end it in .png")
 
 
 def methods(arguments: Sequence[str]) -> None:
@@ -77,7 +82,6 @@ def check(arguments: Sequence[str]) -> None:
     policy, sampling = wanted.load()
     from t2i_rl.planning.check_model import Finding, findings
 
-    wanted.out.parent.mkdir(parents=True, exist_ok=True)
     wrong = 0
     print(Finding("files", True, f"{wanted.model} is loaded"), flush=True)
     for finding in findings(policy, wanted.model, sampling, wanted.seed, wanted.out):

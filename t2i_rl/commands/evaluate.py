@@ -77,7 +77,9 @@ def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> 
     from eval import runner
     from eval.records.manifest import Shard
     from eval.tables.report import show
+    from models.registry import check_device
 
+    check_device(wanted.device)
     shard = Shard.from_environment()
     scorers = {} if wanted.generate_only else wanted.scorers()
     source = images_of(wanted, load)

@@ -47,6 +47,5 @@ def report(arguments: Sequence[str]) -> None:
         for run, name in zip(wanted.runs, pages.names_of(wanted.runs), strict=True)
     ]
     out = wanted.out or wanted.runs[0] / pages.REPORT
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, pages.report(read))
     print(f"{out}: open it in a browser")

@@ -10,4 +10,8 @@ def serve(arguments: Sequence[str]) -> None:
     from rewards import server
     from rewards.http.service import Service
 
-    server.serve(parse(Service, arguments, "serve"))
+    wanted = parse(Service, arguments, "serve")
+    from models.registry import check_device
+
+    check_device(wanted.device)
+    server.serve(wanted)

@@ -1,5 +1,6 @@
 """`t2i-rl train`: flags over a run file over a preset, or a run that goes on."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import tyro
 
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
+from t2i_rl.errors import UserError
 from t2i_rl.planning.dry_run import report
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training.checks import check_settings
@@ -82,10 +84,20 @@ def resolution(arguments: Sequence[str]) -> Resolution:
     return Resolution(config, name, choice.dry_run)
 
 
+def check_alone() -> None:
+    """Raises UserError where several processes were started: each would do the whole run."""
+    if (world := os.environ.get("WORLD_SIZE") or "1") != "1":
+        raise UserError(
+            f"training is one process on one device, but WORLD_SIZE is {world}: start it without torchrun, or unset "
+            "WORLD_SIZE"
+        )
+
+
 def train(arguments: Sequence[str]) -> None:
     """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
         again = parse(Resume, arguments, "train --resume RUN")
+        check_alone()
         from t2i_rl.training.run import resume
 
         finished = resume(again.resume, again.steps, again.device)
@@ -94,6 +106,7 @@ def train(arguments: Sequence[str]) -> None:
         if resolved.dry_run:
             print("\n".join(report(resolved.config, resolved.preset)))
             return
+        check_alone()
         from t2i_rl.training.run import start
 
         finished = start(resolved.config)

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
+from t2i_rl.pictures.figures import new_figure, save_figure
+
 
 def draw_reward_curve(run: Path, metrics: list[dict[str, float]]) -> Path:
     """`reward.png`: the training reward of each step and the held-out score, against steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4, layout="constrained")
     axes = figure.subplots()
     trained = [(row["step"], row["reward"]) for row in metrics if "reward" in row]
     evaluated = [(row["step"], row["heldout"]) for row in metrics if "heldout" in row]
@@ -21,5 +19,5 @@ def draw_reward_curve(run: Path, metrics: list[dict[str, float]]) -> Path:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     path = run / "reward.png"
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, 150)
     return path

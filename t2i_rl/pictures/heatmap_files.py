@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -17,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from t2i_rl.outputs import whole_folder
+from t2i_rl.pictures.figures import new_figure, ornament, save_figure
 from t2i_rl.pictures.heatmaps import LOOKS, Look, TokenMaps
 from t2i_rl.pictures.pages import data_uri, render
 
@@ -35,8 +35,9 @@ def save(maps: TokenMaps, folder: Path) -> None:
         np.savez_compressed(
             aside / "maps.npz", allow_pickle=False, layout=np.array(maps.layout.maps), **arrays, **maps.maps
         )
-        draw(maps).savefig(aside / "heatmap.png", dpi=200)
         (aside / "heatmap.html").write_text(page(maps), encoding="utf-8")
+        with ornament("heatmap.png"):
+            save_figure(draw(maps), aside / "heatmap.png", 200)
 
 
 def draw(maps: TokenMaps) -> Figure:
@@ -59,8 +60,7 @@ def draw(maps: TokenMaps) -> Figure:
     below_title = EDGE + _high(title, 13)
     top = below_title + _high(source, 8) + EDGE
     height = top + len(bands) * band_height
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     figure.text(LEFT / width, 1 - EDGE / height, title, va="top", fontsize=13)
     figure.text(LEFT / width, 1 - below_title / height, source, va="top", fontsize=8, color="0.35")
 

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from models.policy import Policy
-from t2i_rl.outputs import whole_folder
+from t2i_rl.outputs import aside_of, whole_folder
+from t2i_rl.pictures.figures import ornament
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
@@ -32,11 +33,9 @@ def image_path(prompt: int, sample: int) -> Path:
 
 def save_image(path: Path, image: UInt8[ndarray, "H W 3"]) -> None:
     """Write a PNG, or for a name that ends in .jpg a JPEG, that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
     options = {"format": "JPEG", "quality": JPEG_QUALITY} if path.suffix == ".jpg" else {"format": "PNG"}
-    Image.fromarray(image).save(aside, **options)
-    aside.replace(path)
+    with aside_of(path) as aside:
+        Image.fromarray(image).save(aside, **options)
 
 
 def save_metadata(folder: Path, index: int, prompt: Prompt) -> None:
@@ -99,7 +98,8 @@ def write_images(
                 shown[index][1].append(image)
         for index, prompt in enumerate(prompts):
             save_metadata(aside, index, prompt)
-        contact_sheet(shown).save(aside / "contact_sheet.png")
         settings = {"model": model, "sampling": asdict(sampling), "seed": seed, "images_per_prompt": images_per_prompt}
         text = json.dumps(settings | {"files": files}, indent=1, ensure_ascii=False)
         (aside / "generation.json").write_text(text + "\n", encoding="utf-8")
+        with ornament("the contact sheet"):
+            contact_sheet(shown).save(aside / "contact_sheet.png")

@@ -10,6 +10,7 @@ from numpy import ndarray
 from PIL import Image
 
 from models.policy import Policy
+from t2i_rl.pictures.figures import new_figure, save_figure
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.noise import occurrences
 from t2i_rl.rollout.sampler import Noise, encode, sample_group
@@ -39,13 +40,9 @@ def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: 
 
 def draw_progress(folder: Path, steps: Sequence[int], prompts: Sequence[str], path: Path) -> None:
     """The strips of these steps below each other: one row per evaluation, one column per prompt."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     spaced = np.linspace(0, len(steps) - 1, min(ROWS, len(steps))).round().astype(int)
     shown = [steps[index] for index in spaced]
-    figure = Figure(figsize=(1.4 * len(prompts), 1.4 * len(shown) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.4 * len(prompts), 1.4 * len(shown) + 0.8, layout="constrained")
     grid = figure.subplots(len(shown), len(prompts), squeeze=False)
     for row, step in zip(grid, shown, strict=True):
         pictures = np.split(np.asarray(Image.open(strip_path(folder, step))), len(prompts), axis=1)
@@ -55,4 +52,4 @@ def draw_progress(folder: Path, steps: Sequence[int], prompts: Sequence[str], pa
         row[0].set_ylabel(f"step {step}")
     for axes, prompt in zip(grid[0], prompts, strict=True):
         axes.set_title(textwrap.fill(prompt, 18), fontsize=7)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)

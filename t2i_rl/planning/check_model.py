@@ -21,6 +21,7 @@ from models.lora import LoraPolicy
 from models.policy import Policy
 from models.registry import MODELS
 from models.star.policy import StarPolicy
+from t2i_rl.outputs import aside_of
 from t2i_rl.pictures.image_files import contact_sheet
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import log_probs
@@ -204,7 +205,9 @@ def alone_is_together(policy: Policy, rollout: Rollout) -> Finding:
 def pictures(images: UInt8[Tensor, "P 3 H W"], sheet: Path) -> Finding:
     """One per prompt, on a sheet; none is blank and no two are alike."""
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-    contact_sheet([(prompt, [array]) for prompt, array in zip(PROMPTS, arrays, strict=True)]).save(sheet)
+    drawn = contact_sheet([(prompt, [array]) for prompt, array in zip(PROMPTS, arrays, strict=True)])
+    with aside_of(sheet) as aside:
+        drawn.save(aside, format="PNG")
     blank = [prompt for prompt, image in zip(PROMPTS, arrays, strict=True) if image.std() < 1]
     alike = len({array.tobytes() for array in arrays}) < len(arrays)
     size = f"{images.shape[-1]}x{images.shape[-2]} pixels, see {sheet}"

@@ -161,7 +161,7 @@ def _place(source: str) -> str:
         if file is None:
             return f"found at {snapshot_download(repository, local_files_only=True)}"
         return f"found at {hf_hub_download(repository, file, local_files_only=True)}"
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # the last without a home folder
         return f"not here: {source} would be downloaded from the hub to {constants.HF_HUB_CACHE}"
 
 

@@ -71,7 +71,7 @@ def download(url: str) -> bytes:
                     raise UserError(f"{url} is larger than {MOST_BYTES:,} bytes, so it is not what we look for")
                 if time.monotonic() > until:
                     raise UserError(f"{url} took more than {LONGEST:.0f} s: try again on a better connection")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:  # the latter two of a proxy
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"cannot download {url} ({reason}): check the connection and the address") from error
+        raise UserError(f"cannot download {url} ({reason}): check the connection, the proxy and the address") from error
     return bytes(body)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from t2i_rl.pictures.figures import new_figure, save_figure
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
 
 ARM, BASELINE, OTHERS = "#0072B2", "black", "0.8"  # told apart without colour vision, and in print
@@ -118,14 +119,10 @@ def draw(arms: Arms, path: Path) -> None:
 
     The first arm that has run is the baseline, dashed in every panel.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(COLUMNS, len(arms))
     rows = -(-len(arms) // columns)
     heights = 2.1 * rows, 1.2 + 0.24 * len(arms)
-    figure = Figure(figsize=(max(7.5, 2.7 * columns), sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(7.5, 2.7 * columns), sum(heights), layout="constrained")
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     steps, time = common_steps(arms), shortest(arms)
     means = {arm: [fmean(run.heldout[step] for run in runs) for step in steps] for arm, runs in arms.items() if runs}
@@ -163,7 +160,7 @@ def draw(arms: Arms, path: Path) -> None:
         _dots(right, arms, {arm: [run.at_time(time) for run in runs] for arm, runs in arms.items()}, baseline)
         left.set_xlabel(f"held-out score at step {steps[-1]}", fontsize=9)
         right.set_xlabel(f"held-out score after {time:.0f} s of training", fontsize=9)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, 150)
 
 
 def _dots(axes: Any, arms: Arms, scores: Mapping[str, Sequence[float]], baseline: str | None) -> None:

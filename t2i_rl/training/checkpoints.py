@@ -71,7 +71,7 @@ def save(
         # A full disk is a RuntimeError to torch and an error of its own to safetensors.
         shutil.rmtree(aside, ignore_errors=True)
         last, reason = latest(folder), str(error).partition("\n")[0]
-        mend = f"make room, then --resume goes on from {last}" if last else "make room, delete the run and start again"
+        mend = f"make room, then --resume {f'goes on from {last}' if last else 'begins the run anew'}"
         raise UserError(f"the checkpoint of step {step} cannot be written to {folder} ({reason}): {mend}") from error
     return final
 
@@ -79,7 +79,7 @@ def save(
 def read(checkpoint: Path) -> Inventory:
     """The inventory of a checkpoint; UserError, with the reason, when it is torn or not a checkpoint of ours."""
     try:
-        found = json.loads((checkpoint / INVENTORY).read_text())
+        found = json.loads((checkpoint / INVENTORY).read_text(encoding="utf-8"))
         files = dict(found["files"])
         inventory = Inventory(int(found["step"]), dict(found["settings"]), dict(found["history"]))
     except (OSError, ValueError, KeyError, TypeError) as error:

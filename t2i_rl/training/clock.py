@@ -6,6 +6,15 @@ from contextlib import contextmanager
 
 import torch
 
+from t2i_rl.errors import fitting
+
+SMALLER = {  # what makes a phase take less memory
+    "sample": "a smaller rollout.micro-batch or rollout.group-size",
+    "decode": "a smaller rollout.micro-batch or rollout.group-size",
+    "score_wait": "a smaller rollout.micro-batch, or a --reward that is served on another GPU",
+    "update": "a smaller update.micro-batch, update.gradient-checkpointing or a lora.rank",
+}
+
 
 class Clock:
     """Wall time by phase, the device's work included; a phase that comes again adds up."""
@@ -15,10 +24,12 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Raises UserError for one that does not fit into memory."""
         began = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        with fitting(f"the phase {name} of a step", SMALLER[name]):
+            yield
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
         self.add(name, time.perf_counter() - began)
 
     def add(self, name: str, seconds: float) -> None:

@@ -33,8 +33,12 @@ RewardSpecification = Annotated[
     ),
 ]
 
-# What may differ between a run and its continuation: where it lies and runs, and what it bears with.
-FREE = ("out", "steps", "device", "on_reward_failure", "reward_server")
+# What may differ between a run and its continuation: where it lies and runs, what it bears with, and what only memory
+# and speed depend on.
+FREE = (
+    *("out", "steps", "device", "deterministic", "on_reward_failure", "reward_server"),
+    *("rollout.micro_batch", "update.micro_batch", "update.gradient_checkpointing", "evaluation.batch"),
+)
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ class TrainConfig:
         trainable: which parameters the update changes, as a regular expression that their names contain, such as
             language_model|generation_head; nothing: the model family's own, the transformer.
         device: where everything runs, such as cpu or cuda.
+        deterministic: use operations that give the same bits each time, on a GPU too; slower there. A CPU's do anyway.
     """
 
     model: str = "tiny"
@@ -224,6 +229,7 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     trainable: str = ""
     device: str = "cpu"
+    deterministic: bool = False
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -269,4 +275,4 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
     """The settings that a continuation has to share."""
-    return {name: value for name, value in flat(config).items() if name.partition(".")[0] not in FREE}
+    return {name: value for name, value in flat(config).items() if not {name, name.partition(".")[0]} & {*FREE}}

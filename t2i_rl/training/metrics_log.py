@@ -45,7 +45,7 @@ Metrics = Mapping[str, float]
 def read_metrics(run: Path) -> list[dict[str, float]]:
     """The steps of a run so far; a line without its end was being written when the run was killed."""
     path = run / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
@@ -56,14 +56,17 @@ def step_seconds(row: Metrics) -> float:
 
 
 class MetricsLog:
-    """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step."""
+    """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step.
+
+    done: the last step that stays; 0 begins anew.
+    """
 
     def __init__(self, run: Path, steps: int, done: int) -> None:
         # What a killed run wrote beyond its last checkpoint will be written again.
-        self.kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= done]
+        self.kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= done] if done else []
         write_atomically(run / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in self.kept))
-        self.file = (run / METRICS).open("a")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
+        self.file = (run / METRICS).open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else 0)
         self.console = Console()
         self.progress = Progress(
             TextColumn("step"),
@@ -84,8 +87,10 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        self.file.close()
-        self.board.close()
+        try:
+            self.file.close()
+        finally:
+            self.board.close()
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)

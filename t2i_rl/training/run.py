@@ -7,10 +7,15 @@ RUN/samples/           pictures of the same held-out prompts and noise at each e
 RUN/samples.png        all of them, one row per evaluation
 RUN/reward.png         the curves
 RUN/checkpoints/       step-000020, ...; best.json names the best on held-out prompts
+
+The pictures are ornaments: what a run has computed is written before they are drawn, and one that cannot be drawn
+is warned of.
 """
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,14 +24,15 @@ import torch
 from models.errors import ModelError
 from models.files.adapter import is_adapter
 from models.policy import Policy
-from models.registry import load
+from models.registry import check_device, load
 from models.trainable import choose_trainable
 from rewards.registry import build
 from rewards.reward import Reward
-from t2i_rl.errors import UserError
+from t2i_rl.errors import UserError, fitting
 from t2i_rl.methods.baselines import Running
-from t2i_rl.outputs import write_atomically
+from t2i_rl.outputs import naming, whole_folder, write_atomically
 from t2i_rl.pictures.curves import draw_reward_curve
+from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.reading import load_prompts
@@ -34,8 +40,9 @@ from t2i_rl.settings import override, read_settings
 from t2i_rl.training import checkpoints
 from t2i_rl.training.checks import check_records, check_settings
 from t2i_rl.training.config import TrainConfig, fixed, to_json
+from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
-from t2i_rl.training.metrics_log import Metrics, MetricsLog
+from t2i_rl.training.metrics_log import Metrics, MetricsLog, read_metrics
 from t2i_rl.training.run_method import run_method
 from t2i_rl.training.trainer import Trainer
 
@@ -48,26 +55,44 @@ STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
 def start(config: TrainConfig) -> Path:
-    """Train from the model that the configuration names; nothing is written before everything is loaded."""
+    """Train from the model that the configuration names; nothing is written before everything is loaded.
+
+    An error before the first step is done leaves no folder behind.
+    """
     if config.out.exists():
         raise UserError(
             f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
         )
-    trainer, heldout, judge = _prepare(config, config.model)
-    (config.out / CHECKPOINTS).mkdir(parents=True)
-    write_atomically(config.out / CONFIG, to_json(config))
-    return _train(trainer, heldout, judge, done=0)
+    with determinism(config.deterministic):
+        trainer, heldout, judge = _prepare(config, config.model)
+        with whole_folder(config.out) as aside:
+            (aside / CHECKPOINTS).mkdir()
+            write_atomically(aside / CONFIG, to_json(config))
+        try:
+            return _train(trainer, heldout, judge, done=0)
+        except Exception:
+            if not any(row["step"] for row in read_metrics(config.out)):
+                shutil.rmtree(config.out, ignore_errors=True)
+            raise
 
 
 def resume(run: Path, steps: int | None = None, device: str | None = None) -> Path:
-    """Continue from the newest checkpoint; only the number of steps and the device may differ from the run's own."""
+    """Continue from the newest checkpoint; a run that was stopped before its first one begins anew.
+
+    Of the settings only those of `config.FREE` may differ from the run's own.
+    """
     if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
     config: TrainConfig = override(TrainConfig(), read_settings(run / CONFIG), str(run / CONFIG))
     config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
     newest = checkpoints.latest(run / CHECKPOINTS)
     if newest is None:
-        raise UserError(f"{run} has no checkpoint to resume from: delete it and start again")
+        if (run / BEST).exists():
+            raise UserError(f"the checkpoints of {run} are gone: put one back, or start a new run with another --out")
+        with determinism(config.deterministic):
+            trainer, heldout, judge = _prepare(config, config.model)
+            write_atomically(run / CONFIG, to_json(config))
+            return _train(trainer, heldout, judge, done=0)
     found = checkpoints.read(newest)
     for name, now in fixed(config).items():
         if found.settings.get(name) != now:
@@ -75,17 +100,25 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
                 f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {found.settings.get(name)!r}: "
                 "put it back, or start a new run with --model"
             )
-    if found.step > config.steps or (found.step == config.steps and (run / PICTURES).exists()):
+    if found.step == config.steps and not (run / PICTURES).exists():  # stopped after its last checkpoint
+        write_atomically(run / CONFIG, to_json(config))
+        with _resumable(run), MetricsLog(run, config.steps, found.step) as tracker:
+            _finish(config, load_prompts(config.heldout), tracker)
+        if (run / PICTURES).exists():
+            return run
+    if found.step >= config.steps:
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
-    trainer, heldout, judge = _prepare(config, str(newest))
-    checkpoints.load_optimizer(newest, trainer.optimizer)
-    trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
-    write_atomically(run / CONFIG, to_json(config))
-    return _train(trainer, heldout, judge, found.step)
+    with determinism(config.deterministic):
+        trainer, heldout, judge = _prepare(config, str(newest))
+        checkpoints.load_optimizer(newest, trainer.optimizer)
+        trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
+        write_atomically(run / CONFIG, to_json(config))
+        return _train(trainer, heldout, judge, found.step)
 
 
 def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], Reward]:
     """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'."""
+    check_device(config.device)
     method = run_method(config)
     check_settings(config, method)
     prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
@@ -124,17 +157,17 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
 
 def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:
     config, policy, run = trainer.config, trainer.policy, trainer.config.out
-    shown = balanced(heldout, 2)[:STRIP]
     judged = balanced(heldout, config.evaluation.images_per_tag)
     sampling, seed = config.rollout.sampling, config.seed
     (run / PICTURES).unlink(missing_ok=True)
 
     def measured(step: int) -> dict[str, float]:
-        found = evaluate(policy, judged, judge, sampling, seed, config.evaluation.batch)
-        save_strip(strip_path(run / SAMPLES, step), policy, shown, sampling, seed)
+        with fitting("an evaluation", "a smaller evaluation.batch"):
+            found = evaluate(policy, judged, judge, sampling, seed, config.evaluation.batch)
+            save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
         return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
 
-    with MetricsLog(run, config.steps, done) as tracker:
+    with _resumable(run), MetricsLog(run, config.steps, done) as tracker:
         if done == 0:
             tracker.log({"step": 0, **measured(0)})
         for step in range(done + 1, config.steps + 1):
@@ -148,12 +181,35 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
                 history = {prompt: asdict(seen) for prompt, seen in trainer.history.items()}
                 checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config), history)
                 _keep_best(config, best)
-        # Once more for a run that was killed between its last checkpoint and here.
-        _keep_best(config, best_step(tracker.kept))
-        draw_reward_curve(run, tracker.kept)
-        evaluated = [int(row["step"]) for row in tracker.kept if "heldout" in row]
-        draw_progress(run / SAMPLES, evaluated, [prompt.text for prompt in shown], run / PICTURES)
+        _finish(config, heldout, tracker)
     return run
+
+
+@contextmanager
+def _resumable(run: Path) -> Iterator[None]:
+    """What stops a run says where it writes, and how it goes on."""
+    try:
+        with naming(run):
+            yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"t2i-rl train --resume {run} goes on") from stop
+
+
+def _shown(heldout: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts whose pictures are kept over time."""
+    return balanced(heldout, 2)[:STRIP]
+
+
+def _finish(config: TrainConfig, heldout: Sequence[Prompt], tracker: MetricsLog) -> None:
+    """What comes after the last checkpoint: the best one by name, and the pictures, one of which may fail."""
+    run, rows = config.out, tracker.kept
+    _keep_best(config, best_step(rows))  # once more, for a run that was killed before it
+    evaluated = [int(row["step"]) for row in rows if "heldout" in row]
+    texts = [prompt.text for prompt in _shown(heldout)]
+    with ornament("reward.png"):
+        draw_reward_curve(run, rows)
+    with ornament(PICTURES):
+        draw_progress(run / SAMPLES, evaluated, texts, run / PICTURES)
 
 
 def _keep_best(config: TrainConfig, best: int | None) -> None:

@@ -75,11 +75,21 @@ def test_a_name_whose_folder_has_another_grid(saved: Path, monkeypatch: pytest.M
         registry.load("tiny")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda"])
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:0", "mps", "xla", "meta", "npu", "hpu", "cpu:1", ""])
 def test_a_device_that_is_not_there(saved: Path, device: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ModelError, match=f"{device}.*choose cpu"):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ModelError, match=f"{device}.*choose"):
         registry.load(str(saved), device=device)
+
+
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    for device in ("cpu", "cpu:0", "cuda", "cuda:1", "mps"):
+        registry.check_device(device)
+    with pytest.raises(ModelError, match="cuda:2 is not there: torch sees cuda:0 to cuda:1: choose one"):
+        registry.check_device("cuda:2")
 
 
 def refused(folder: Path) -> str:

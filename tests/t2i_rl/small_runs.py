@@ -104,6 +104,15 @@ def cut(path: Path) -> None:
     die()
 
 
+def before_the_first_checkpoint() -> None:
+    step = Trainer.step
+    Trainer.step = lambda self, number: die() if number == 2 else step(self, number)
+
+
+def in_the_first_checkpoint() -> None:
+    Path.rename = lambda self, target: die() if self.name.startswith(".step-") else None
+
+
 def between_steps() -> None:
     step = Trainer.step
     Trainer.step = lambda self, number: die() if number == DIES_AT else step(self, number)
@@ -160,6 +169,8 @@ def after_the_last_checkpoint() -> None:
 
 
 DEATHS = (
+    before_the_first_checkpoint,
+    in_the_first_checkpoint,
     between_steps,
     in_the_metrics,
     in_the_weights,

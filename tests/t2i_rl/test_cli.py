@@ -43,6 +43,7 @@ REFUSED = [
     ("plan --model huge", "unknown model 'huge'"),
     ("plan --model tiny --gpus 0", "gpus is 0: it has to be at least 1"),
     ("check --model huge", "unknown model 'huge'"),
+    ("check --out sheet", "sheet is no name of a PNG: end it in .png"),
     ("check --dtype float8", "invalid choice 'float8'"),
     ("export --model tiny --out out", "tiny has no adapters to merge: name a --format"),
     ("train --lora.rank -1", "lora.rank is -1: it has to be 0 or more"),

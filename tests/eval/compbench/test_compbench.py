@@ -251,6 +251,7 @@ def transport(token: str | None = None) -> httpx.BaseTransport:
 
 def test_a_served_detector_is_the_detector(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")  # not between us and our detector
     served = ServedDetector("http://there", transport())
     assert (served.name, served.vocabulary) == ("colours", {"cat", "dog"})
     images = [picture(seed) for seed in range(18)]  # more than one request holds

@@ -12,7 +12,7 @@ from eval.records.progress import display
 def shown(terminal: bool, silent: bool = False) -> str:
     file = io.StringIO()
     with display(silent, Console(file=file, force_terminal=terminal, width=120)) as stages:
-        for label, total in (("generating", 4), ("judging (a)", 2), ("judging (b)", 0)):
+        for label, total in (("generating", 4), ("judging ([/a])", 2), ("judging (b)", 0)):
             advance = stages(label, total)
             for _ in range(total):
                 advance(1)
@@ -21,7 +21,7 @@ def shown(terminal: bool, silent: bool = False) -> str:
 
 def test_lines_where_there_is_no_terminal(monkeypatch):
     ends = shown(terminal=False).splitlines()
-    assert [line.partition(",")[0] for line in ends] == ["generating: 4/4", "judging (a): 2/2"]
+    assert [line.partition(",")[0] for line in ends] == ["generating: 4/4", "judging ([/a]): 2/2"]
     assert all(re.fullmatch(r".*, [\d.]+ images/s, 0:00:00 left", line) for line in ends)
     monkeypatch.setattr(progress, "PAUSE", 0.0)
     assert len(shown(terminal=False).splitlines()) == 6

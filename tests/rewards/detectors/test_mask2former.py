@@ -269,6 +269,20 @@ def test_a_file_of_the_hub_is_pinned_to_its_first_revision(
         Mask2FormerDetector.load("owner/name")
 
 
+def test_a_file_that_is_there_needs_no_proxy(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "snapshots" / "abc123" / "config.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}", encoding="utf-8")
+
+    def behind_a_proxy(repository: str, name: str, revision: str | None, local_files_only: bool = False) -> str:
+        if not local_files_only:
+            raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+        return str(path)
+
+    monkeypatch.setattr("rewards.files.weights.hf_hub_download", behind_a_proxy)
+    assert fetch_from_hub("owner/name", "config.json") == path
+
+
 def test_a_download_has_the_publishers_checksum_and_is_made_once(cache: Path, tmp_path: Path) -> None:
     source = tmp_path / "w.pth"
     source.write_bytes(b"weights")

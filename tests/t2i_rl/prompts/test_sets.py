@@ -176,6 +176,15 @@ def test_an_address_where_nothing_is(address: str, cache: Path):
     assert not files_in(cache)
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "socks4://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used(proxy: str, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is not installed for it, and what is not known, are no HTTP errors."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UserError, match="check the connection, the proxy and the address"):
+        get("geneval", "http://example.invalid")
+    assert not files_in(cache)
+
+
 def test_a_download_that_is_killed_leaves_nothing(site: Site, cache: Path):
     site.files = dict(HPS)
     site.stall.clear()

@@ -126,6 +126,90 @@ def test_a_killed_run_ends_like_one_that_was_not(killed: Path, finished: Path, d
     assert_same_run(killed / death, finished)
 
 
+@pytest.mark.parametrize("step", [1, DIES_AT])
+def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
+    model: Path,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+):
+    run, do = tmp_path / "run", Trainer.step
+
+    def stopped(self: Trainer, number: int) -> dict[str, float]:
+        if number == step:
+            raise KeyboardInterrupt
+        return do(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stopped)
+        assert main(train_words(model, run)) == 130
+    assert capsys.readouterr().err == f"t2i-rl: stopped: t2i-rl train --resume {run} goes on\n"
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same_run(run, finished)
+
+
+def test_a_stop_before_there_is_a_folder_promises_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("t2i_rl.training.run.load", stopped)
+    assert main(train_words(model, tmp_path / "run")) == 130
+    assert capsys.readouterr().err == "t2i-rl: stopped\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_deterministic_run_is_the_same_on_a_cpu(model: Path, finished: Path, tmp_path: Path):
+    assert main(train_words(model, tmp_path / "run", "cfg", "--deterministic")) == 0
+    assert_same_run(tmp_path / "run", finished)
+    edit(tmp_path / "run" / "config.json", deterministic=False)
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", str(STEPS + 1)]) == 0
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+
+    def broken(*_: object) -> None:
+        raise ValueError("no such font")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("t2i_rl.training.run.draw_progress", broken)
+        assert main(train_words(model, run)) == 0
+        assert capsys.readouterr().err == (
+            "warning: samples.png cannot be drawn (no such font), but all else is written\n"
+        )
+        assert (run / "reward.png").exists() and checkpoints.latest(run / "checkpoints").name == f"step-{STEPS:06d}"
+        assert main(["train", "--resume", str(run)]) == 2
+        assert f"t2i-rl: {run} has done {STEPS} steps" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # later it is drawn, without a look at the weights
+        patch.setattr("t2i_rl.training.run.load", broken)
+        assert main(["train", "--resume", str(run)]) == 0
+    assert (run / "samples.png").exists() and capsys.readouterr().err == ""
+    assert f"has done {STEPS} steps" in refused(capsys, "train", "--resume", run)
+
+
+def test_text_with_dollars_is_no_mathematics(model: Path, tmp_path: Path):
+    run, prompts = tmp_path / "a$$b", tmp_path / "prompts.txt"
+    words = train_words(model, run)
+    prompts.write_text("a ring worth $$\na cross for $5 or $6\n", encoding="utf-8")
+    assert main([*words, "--heldout", str(prompts), "--steps", "1"]) == 0
+    assert (run / "reward.png").exists() and (run / "samples.png").exists()
+
+
+@pytest.mark.parametrize("change", ["rollout.micro_batch", "update.micro_batch", "evaluation.batch"])
+def test_what_only_memory_depends_on_may_change(finished: Path, tmp_path: Path, change: str):
+    run = copied(finished, tmp_path)
+    part, name = change.split(".")
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    edit(run / "config.json", **{part: settings[part] | {name: 1}})
+    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1)]) == 0
+
+
 class Coarse(Brightness):
     """So coarse that the images of a group often score the same."""
 
@@ -258,7 +342,9 @@ def test_what_is_no_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     run = copied(finished, tmp_path)
     for checkpoint in checkpoints.complete(run / "checkpoints"):
         shutil.rmtree(checkpoint)
-    assert "has no checkpoint to resume from" in refused(capsys, "train", "--resume", run)
+    before = listing(run)
+    assert "the checkpoints of" in refused(capsys, "train", "--resume", run)
+    assert listing(run) == before
 
 
 def torn(checkpoint: Path) -> None:
