@@ -61,6 +61,8 @@ class JanusPolicy:
         self.tokenizer = tokenizer
         self.parts = parts
         self.language_model.requires_grad_(True)
+        # PAD takes no gradient. transformers' files say so and DeepSeek's do not, and the null row is little else.
+        self.language_model.embed_tokens.padding_idx = tokenizer.pad_token_id
         # Pixels are decoded in float32 whatever the language model runs in.
         self.model.model.vqmodel.float()
         side = cast(JanusVQVAEConfig, model.config.vq_config).num_patches
@@ -185,7 +187,8 @@ class JanusPolicy:
         return ((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The language model's, as in both GCPO papers; heads, aligners and the VQ stay fixed."""
+        """The language model's, as in both GCPO papers; heads, aligners and the VQ stay fixed, and PAD's embedding takes
+        no gradient."""
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
