@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from transformers.utils import logging
 from models.errors import ModelError
 from models.janus.checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoint, save_deepseek
 from models.parts import llama
+from models.parts.logits import logits
 from models.parts.packed import packed
 from models.policy import Condition, TokenLayout
 
@@ -149,7 +150,7 @@ class JanusPolicy:
 
     @torch.no_grad()
     def next_logits(self, state: JanusState) -> Float[Tensor, "K R 1 V"]:
-        return state.image_head(state.hidden).float().unflatten(0, (state.branches, -1))
+        return image_logits(state.image_head, state.hidden).unflatten(0, (state.branches, -1))
 
     @torch.no_grad()
     def append(self, state: JanusState, tokens: Int[Tensor, "R 1"]) -> None:
@@ -170,7 +171,7 @@ class JanusPolicy:
         return states[:, ids.shape[-1] - 1 :].unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        return self.model.model.generation_head(hidden).float()
+        return image_logits(self.model.model.generation_head, hidden)
 
     def token_embeddings(
         self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]
@@ -213,6 +214,11 @@ class JanusPolicy:
         positions = (torch.arange(slots, device=pads.device) - pads[:, None]).clamp(min=0)
         cos, sin = llama.rope_table(self.language_model, slots)
         return cos[positions][:, None], sin[positions][:, None]
+
+
+def image_logits(head: Any, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    """transformers' `JanusVQVAEHead` with its last product in float32."""
+    return logits(head.vision_head, head.activation_fn(head.proj_out(hidden)))
 
 
 def condition_from_ids(
