@@ -188,7 +188,7 @@ class JanusPolicy:
         return ((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The language model's, as in both GCPO papers; heads, aligners and the VQ stay fixed, and so does PAD's row."""
+        """The language model's, as in both GCPO papers; heads, aligners, the VQ and PAD's row stay fixed."""
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
