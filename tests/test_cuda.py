@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.parts.logits import logits
 from models.registry import load
 from t2i_rl.cli import main
 from t2i_rl.planning.check_model import findings
@@ -38,6 +39,28 @@ def test_the_tokens_are_those_of_the_cpu():
     assert torch.equal(there.tokens.cpu(), here.tokens)
     for name in statistics:
         torch.testing.assert_close(there.statistics[name].cpu(), here.statistics[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_half_precision_are_not_rounded(dtype: torch.dtype, bias: bool):
+    """Values against float64, gradients against those of the rounded product."""
+    torch.manual_seed(0)
+    last = torch.nn.Linear(256, 512, bias=bias, device=DEVICE, dtype=dtype)
+    x = torch.randn(2, 7, 256, device=DEVICE, dtype=dtype, requires_grad=True)
+    found = logits(last, x)
+    exact = torch.nn.functional.linear(*(one.double() for one in (x, *last.parameters())))
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 1e-5 * exact.std()
+    pull, leaves = torch.randn_like(found), [x, *last.parameters()]
+    pairs = zip(
+        torch.autograd.grad((found * pull).sum(), leaves),
+        torch.autograd.grad((last(x).float() * pull).sum(), leaves),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, other, atol=0.1, rtol=0.02)
 
 
 @pytest.mark.parametrize("method", ["cfg", "critical"])

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from transformers.utils import logging
 from models.errors import ModelError
 from models.janus.checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoint, save_deepseek
 from models.parts import llama
+from models.parts.logits import logits
 from models.parts.packed import packed
 from models.policy import Condition, TokenLayout
 
@@ -61,6 +62,8 @@ class JanusPolicy:
         self.tokenizer = tokenizer
         self.parts = parts
         self.language_model.requires_grad_(True)
+        # PAD takes no gradient. transformers' files say so and DeepSeek's do not, and the null row is little else.
+        self.language_model.embed_tokens.padding_idx = tokenizer.pad_token_id
         # Pixels are decoded in float32 whatever the language model runs in.
         self.model.model.vqmodel.float()
         side = cast(JanusVQVAEConfig, model.config.vq_config).num_patches
@@ -147,7 +150,7 @@ class JanusPolicy:
 
     @torch.no_grad()
     def next_logits(self, state: JanusState) -> Float[Tensor, "K R 1 V"]:
-        return state.image_head(state.hidden).float().unflatten(0, (state.branches, -1))
+        return image_logits(state.image_head, state.hidden).unflatten(0, (state.branches, -1))
 
     @torch.no_grad()
     def append(self, state: JanusState, tokens: Int[Tensor, "R 1"]) -> None:
@@ -168,7 +171,7 @@ class JanusPolicy:
         return states[:, ids.shape[-1] - 1 :].unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        return self.model.model.generation_head(hidden).float()
+        return image_logits(self.model.model.generation_head, hidden)
 
     def token_embeddings(
         self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]
@@ -185,7 +188,7 @@ class JanusPolicy:
         return ((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
-        """The language model's, as in both GCPO papers; heads, aligners and the VQ stay fixed."""
+        """The language model's, as in both GCPO papers; heads, aligners, the VQ and PAD's row stay fixed."""
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
@@ -210,6 +213,11 @@ class JanusPolicy:
         positions = (torch.arange(slots, device=pads.device) - pads[:, None]).clamp(min=0)
         cos, sin = llama.rope_table(self.language_model, slots)
         return cos[positions][:, None], sin[positions][:, None]
+
+
+def image_logits(head: Any, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    """transformers' `JanusVQVAEHead` with its last product in float32."""
+    return logits(head.vision_head, head.activation_fn(head.proj_out(hidden)))
 
 
 def condition_from_ids(

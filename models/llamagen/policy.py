@@ -47,6 +47,7 @@ from models.files.tensors import read_plain
 from models.llamagen.text_features import TextFeatures
 from models.llamagen.transformer import LlamaGenTransformer, grid_side, rope_table
 from models.parts import llama
+from models.parts.logits import logits
 from models.parts.packed import packed
 from models.parts.vq import load_vq, original_weights, pixels_per_token
 from models.policy import Condition, TokenLayout
@@ -187,7 +188,7 @@ class LlamaGenPolicy:
 
     @torch.no_grad()
     def next_logits(self, state: LlamaGenState) -> Float[Tensor, "K R 1 V"]:
-        return state.transformer.lm_head(state.hidden).float().unflatten(0, (state.branches, -1))
+        return logits(state.transformer.lm_head, state.hidden).unflatten(0, (state.branches, -1))
 
     @torch.no_grad()
     def append(self, state: LlamaGenState, tokens: Int[Tensor, "R 1"]) -> None:
@@ -206,7 +207,7 @@ class LlamaGenPolicy:
         return states[:, text.shape[1] - 1 :].unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        return self.transformer.lm_head(hidden).float()
+        return logits(self.transformer.lm_head, hidden)
 
     def token_embeddings(
         self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]

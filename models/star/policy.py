@@ -41,6 +41,7 @@ from models.errors import ModelError
 from models.files.hub import fetch
 from models.files.tensors import read_tensors
 from models.parts.llama import KeyValueCache
+from models.parts.logits import logits
 from models.parts.text_encoders import load_encoder, load_tokenizer
 from models.policy import Condition, TokenLayout
 from models.registry import STAR_256, STAR_512, STAR_1024
@@ -233,7 +234,7 @@ class StarPolicy:
         return hidden.unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        return self.transformer.head_logits(hidden).float()
+        return logits(self.transformer.head_logits, hidden)
 
     def token_embeddings(
         self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]
