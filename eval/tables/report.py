@@ -10,7 +10,10 @@ WIDEST = 10_000  # of a table, in signs
 
 
 def show(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table whole: rich would shorten names and numbers to the width of a terminal, or to 80 without one. Names are the user's."""
+    """Print the table whole: rich would shorten it to the width of a terminal, or to 80 signs without one.
+
+    Names are the user's, and no mark-up.
+    """
     console, drawn = console or Console(markup=False), table(summary)
     console.width = max(console.width, console.measure(drawn, options=console.options.update(max_width=WIDEST)).maximum)
     console.print(drawn)
