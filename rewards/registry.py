@@ -185,7 +185,8 @@ def check_name(name: str) -> None:
 
 
 def check_servable(name: str) -> None:
-    """Raise RewardError for a reward that needs all images of a prompt at once: a server sees some of them."""
+    """Raise RewardError for a name that is none, and for a reward that needs all images of a prompt at once."""
+    check_name(name)
     if name in COMPARING:
         raise RewardError(f"{name!r} compares all images of a prompt, of which a server sees some: use it unserved")
 

@@ -17,7 +17,7 @@ import tyro
 from rewards.errors import RewardError
 from rewards.http.service import Service
 from rewards.http.wire import TOKEN_VARIABLE
-from rewards.registry import build
+from rewards.registry import build, check_servable
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -43,7 +43,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(service: Service) -> None:
-    """Serve until a signal says stop. Raises RewardError for an address that cannot be had."""
+    """Serve until a signal says stop. Raises RewardError for an unknown reward and an address that cannot be had."""
+    check_servable(service.reward)
     with listen(service.host, service.port) as listener:
         reward = build(service.reward, service.device)
         import uvicorn

@@ -6,7 +6,6 @@ from typing import Annotated
 import tyro
 
 from rewards.errors import RewardError
-from rewards.registry import check_name, check_servable
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,6 @@ class Service:
     batch: int = 32
 
     def __post_init__(self) -> None:
-        check_name(self.reward)
-        check_servable(self.reward)
         for name, value, holds, wanted in (
             ("port", self.port, 0 <= self.port < 2**16, "in 0..65535"),
             ("batch", self.batch, self.batch >= 1, "at least 1"),

@@ -16,7 +16,8 @@ from models.policy import TokenLayout
 from t2i_rl.methods.credit.critical import DynamicWeight, critical_classes, lowest, middle
 from t2i_rl.methods.credit.guidance import power_weights
 from t2i_rl.methods.credit.rule import TokenCredit
-from t2i_rl.methods.objectives import ImageRows, Loss, Objective, denominators, k3, policy_loss
+from t2i_rl.methods.kl import k3
+from t2i_rl.methods.objectives import ImageRows, Loss, Objective, denominators, policy_loss
 from t2i_rl.methods.surrogates import Clipped
 from t2i_rl.rollout.distribution import mix
 from t2i_rl.rollout.log_probs import Replay

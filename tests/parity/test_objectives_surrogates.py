@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from t2i_rl.methods.credit.rule import TokenCredit
-from t2i_rl.methods.objectives import ImageRows, Loss, Objective, denominators, kl_terms, policy_loss
+from t2i_rl.methods.kl import kl_terms
+from t2i_rl.methods.objectives import ImageRows, Loss, Objective, denominators, policy_loss
 from t2i_rl.methods.surrogates import Cispo, Clipped, DualClipped, Sapo, Surrogate, TwoSided
 from t2i_rl.rollout.log_probs import Replay
 from tests.parity.test_objectives import check_gradient, close, parameters, read

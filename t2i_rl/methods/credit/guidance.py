@@ -119,7 +119,7 @@ def contrast(
     logp_cond: Float[Tensor, "... N"], logp_uncond: Float[Tensor, "... N"], statistic: Statistic
 ) -> Float[Tensor, "... N"]:
     """The divergence as seen by the sampled token: `k3` (at most 10 nats, as released), `ig` or `abs`."""
-    from t2i_rl.methods.objectives import k3
+    from t2i_rl.methods.kl import k3
 
     if statistic == "k3":
         return k3(logp_cond, logp_uncond).clamp(max=K3_MOST)

@@ -11,18 +11,8 @@ from hypothesis import strategies as st
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.critical import DynamicWeight
 from t2i_rl.methods.credit.rule import TokenCredit
-from t2i_rl.methods.objectives import (
-    KL,
-    Denominator,
-    Denominators,
-    ImageRows,
-    Loss,
-    Objective,
-    denominators,
-    k3,
-    kl_terms,
-    policy_loss,
-)
+from t2i_rl.methods.kl import KL, k3, kl_terms
+from t2i_rl.methods.objectives import Denominator, Denominators, ImageRows, Loss, Objective, denominators, policy_loss
 from t2i_rl.methods.surrogates import Clipped, Dhpo, log_ratio
 from t2i_rl.rollout.log_probs import Replay
 
