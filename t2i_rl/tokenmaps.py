@@ -51,7 +51,10 @@ def entropy_gradient(
     smooth: bool = True,
     neighbours: Literal["causal", "box"] = "causal",
 ) -> Float[Tensor, "... N"]:
-    """Magnitude of the entropy's gradient on each map, after the local mean if `smooth`: high at edges of objects."""
+    """Magnitude of the entropy's gradient on each map, after the local mean if `smooth`: high at edges of objects.
+
+    arXiv:2509.22485, eq. 4.
+    """
     pictures = [local_mean(p, neighbours) if smooth else p for p in layout.split(entropy)]
     return torch.cat([gradient_magnitude(p).flatten(-2) for p in pictures], -1)
 
@@ -64,6 +67,8 @@ def relative_to_map(values: Float[Tensor, "... N"], layout: TokenLayout) -> Floa
 
 def similarity(embeddings: Float[Tensor, "P G N E"]) -> Float[Tensor, "P N"]:
     """Mean cosine between the group's tokens at the same position, over the G (G - 1) ordered pairs.
+
+    arXiv:2509.22485, eq. 5.
 
     Without forming pairs: `(|sum_g u_g|^2 - sum_g |u_g|^2) / (G (G - 1))` for unit vectors u. The norm is floored
     at 1e-8, so a zero vector resembles nothing (0). Raises ValueError for groups of one image.
@@ -82,7 +87,7 @@ def running_divergence(
     form: Literal["exp", "linear"] = "exp",
     lengths: Sequence[int] | None = None,
 ) -> Float[Tensor, "... N"]:
-    """How far policy and reference have drifted apart so far, at every token.
+    """How far policy and reference have drifted apart so far, at every token (arXiv:2509.22485, eq. 7: `linear`).
 
     The mean over the tokens up to and including t of `exp(clip(lp - ref, -clip, clip))` (exp: within
     [exp(-clip), exp(clip)], 1 where they agree) or of the clipped difference itself (linear: 0 where they agree).
@@ -110,5 +115,5 @@ def ranks(values: Float[Tensor, "... N"], ties: Literal["average", "stable"] = "
 def percentile_ranks(
     values: Float[Tensor, "... N"], ties: Literal["average", "stable"] = "average"
 ) -> Float[Tensor, "... N"]:
-    """`(rank - 1) / (N - 1)`: the smallest value becomes 0, the median 0.5, the largest 1."""
+    """`(rank - 1) / (N - 1)`: the smallest value becomes 0, the median 0.5, the largest 1 (arXiv:2605.29198, eq. 5)."""
     return (ranks(values, ties) - 1) / max(values.shape[-1] - 1, 1)

@@ -68,6 +68,25 @@ def test_the_table_of_presets_is_the_presets() -> None:
         assert clip == ("–" if found.dynamic is None else f"{found.dynamic.clip:g}")
 
 
+EQUATIONS = rows("| equation | what it says")
+
+
+@pytest.mark.parametrize(("equation", "code", "test"), [(cells[0], *cells[2:]) for cells in EQUATIONS])
+def test_every_equation_leads_to_a_line_and_a_test(equation: str, code: str, test: str) -> None:
+    for place in (code, test):
+        path, _, name = place.strip("`").partition(":")
+        assert name in defined(ROOT / path)
+    assert test.startswith("`tests/") and ":test_" in test
+
+
+def test_no_equation_of_the_two_papers_is_left_out() -> None:
+    named: dict[str, set[int]] = {paper: set() for paper in ("2605.29198", "2509.22485")}
+    for equation, *_ in EQUATIONS:
+        paper, _, numbers = equation.partition(", ")
+        named[paper] |= {int(number) for number in re.findall(r"\d+", numbers)}
+    assert named == {"2605.29198": {*range(1, 11)}, "2509.22485": {*range(1, 9)}}
+
+
 def test_the_reading_list_says_where_each_paper_is() -> None:
     table = rows("| paper | what it would be here")
     assert len(table) == len({cells[0] for cells in table}) == 64

@@ -5,7 +5,8 @@
 
 over images i and tokens t, with the mask m, the weight w and the KL factor c (1 if not given) of
 `t2i_rl.methods.credit.rule`, and the surrogate of the ratio and the advantage (`t2i_rl.methods.surrogates`). Clipped
-surrogate, group advantages and the k3 estimate of the KL are GRPO (arXiv:2402.03300, eqs. 3 and 4).
+surrogate, group advantages and the k3 estimate of the KL are GRPO (arXiv:2402.03300, eqs. 3 and 4). With their weights
+and masks it is eq. 8 of arXiv:2605.29198 (`cfg`) and eq. 8 of arXiv:2509.22485 (`critical`).
 
 Denominators are those of the whole update batch, taken once: the loss of some images is their part of the whole, so
 micro-batches of any split add up. Log-probabilities are float32, of the distribution that the log-prob mode names

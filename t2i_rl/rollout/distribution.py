@@ -14,7 +14,7 @@ from t2i_rl.rollout.sampling import Sampling
 def mix(
     conditional: Float[Tensor, "... V"], unconditional: Float[Tensor, "... V"] | None, scale: Tensor | float
 ) -> Float[Tensor, "... V"]:
-    """Classifier-free guidance; without an unconditional branch the conditional logits as they are."""
+    """Classifier-free guidance (arXiv:2605.29198, eq. 3); the conditional logits as they are without another branch."""
     return conditional if unconditional is None else unconditional + scale * (conditional - unconditional)
 
 

@@ -59,13 +59,16 @@ class StepLogits:
 
 
 def entropy(log_probs: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
-    """Shannon entropy in nats; impossible tokens (log-probability -inf) contribute 0."""
+    """Shannon entropy in nats (arXiv:2509.22485, eq. 1); impossible tokens (log-probability -inf) contribute 0."""
     finite = log_probs.clamp(min=IMPOSSIBLE)  # 0 * -inf would be NaN
     return -(finite.exp() * finite).sum(-1)
 
 
 def kl_divergence(log_p: Float[Tensor, "... V"], log_q: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
-    """KL(p || q), exact over the vocabulary; tokens impossible under p contribute 0."""
+    """KL(p || q) in nats, exact over the vocabulary (arXiv:2605.29198, eq. 4, with the prompt and without).
+
+    Tokens impossible under p contribute 0.
+    """
     p = log_p.exp()
     return (p * (log_p - log_q).masked_fill(p == 0, 0)).sum(-1)
 

@@ -1,8 +1,8 @@
 """Critical tokens: 30 % of the tokens are updated, weighted by how far the policy has left the reference.
 
-Group Critical-token Policy Optimization (arXiv:2509.22485). With K = int(share * N) three sets are kept: the
-initial tokens (everything after depends on them), the structure tokens (high entropy gradient: the edges of
-objects) and the tokens in which the images of the group differ most (low similarity).
+Group Critical-token Policy Optimization (arXiv:2509.22485). With K = int(share * N) three sets are kept (eq. 6): the
+initial tokens (everything after depends on them), the structure tokens (high entropy gradient: the edges of objects;
+eq. 4) and the tokens in which the images of the group differ most (low similarity; eq. 5). The running weight is eq. 7.
 
 Differences between paper and released code, and what we chose:
 - The paper unites three sets that may overlap. As released, each set leaves out the ones before it: exactly 3K.

@@ -1,7 +1,8 @@
 """Guidance contrast: a token earns what the prompt changed in its prediction.
 
 Guidance Contrastive Policy Optimization (arXiv:2605.29198). The token statistic is the exact divergence
-`D_t = KL(p(. | prompt) || p(. | no prompt))`; the weight is its rank within the image.
+`D_t = KL(p(. | prompt) || p(. | no prompt))` (eq. 4); the weight is its rank within the image (eq. 5), a factor of the
+advantage (eqs. 6 and 7).
 
 Differences between paper and released code, and what we chose:
 - D is exact in the paper and a one-sample k3 estimate in the release. Exact: the sampler has both
@@ -118,7 +119,11 @@ class GuidanceContrast:
 def contrast(
     logp_cond: Float[Tensor, "... N"], logp_uncond: Float[Tensor, "... N"], statistic: Statistic
 ) -> Float[Tensor, "... N"]:
-    """The divergence as seen by the sampled token: `k3` (at most 10 nats, as released), `ig` or `abs`."""
+    """The divergence as seen by the sampled token: `k3` (at most 10 nats, as released), `ig` or `abs`.
+
+    `ig`, the information gain, is eq. 10 of arXiv:2605.29198; where the negative prompt asks for a wrong answer, it is
+    the log-odds of the implicit classifier of correctness (eq. 9).
+    """
     from t2i_rl.methods.kl import k3
 
     if statistic == "k3":
