@@ -1,8 +1,9 @@
-"""docs/methods.md against the code: what it names is there, and no method is left out."""
+"""README and docs/methods.md against the code: what they name is there, runs, and no method is left out."""
 
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,13 @@ def test_no_equation_of_the_two_papers_is_left_out() -> None:
         paper, _, numbers = equation.partition(", ")
         named[paper] |= {int(number) for number in re.findall(r"\d+", numbers)}
     assert named == {"2605.29198": {*range(1, 11)}, "2509.22485": {*range(1, 9)}}
+
+
+def test_the_snippet_of_the_readme_runs() -> None:
+    snippet = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
+    found: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), found)
+    assert found["images"].shape[:3] == (2, 4, 3) and found["credit"].weight.shape == found["rollout"].tokens.shape
 
 
 def test_the_reading_list_says_where_each_paper_is() -> None:
