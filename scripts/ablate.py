@@ -29,11 +29,11 @@ import tyro
 from models.errors import ModelError
 from models.registry import find as find_model
 from rewards.errors import RewardError
+from t2i_rl.configuration.config import TrainConfig, fixed
+from t2i_rl.configuration.presets import preset
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import DivergenceError, UserError
 from t2i_rl.settings import override, read_settings
-from t2i_rl.training.config import TrainConfig, fixed
-from t2i_rl.training.presets import preset
-from t2i_rl.training.run_method import run_method
 
 METHODS = ("grpo", "cfg", "critical")
 

@@ -29,10 +29,10 @@ from transformers import AutoTokenizer
 
 from models.registry import TINY
 from rewards.reward import Scores
+from t2i_rl.configuration.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.methods.catalogue import find_method
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.training.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.training.trainer import Trainer
 
 PHASES = ("sample", "decode", "score", "update")

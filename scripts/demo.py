@@ -23,6 +23,9 @@ from models.policy import Policy
 from models.registry import load
 from rewards.errors import RewardError
 from rewards.registry import build
+from t2i_rl.configuration.config import RewardSpecification
+from t2i_rl.configuration.presets import preset
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import write_atomically
 from t2i_rl.pictures.heatmap_files import save
@@ -31,11 +34,8 @@ from t2i_rl.prompts.prompt import balanced
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.reports import report
 from t2i_rl.training.checkpoints import latest
-from t2i_rl.training.config import RewardSpecification
 from t2i_rl.training.evaluation import Evaluation, evaluate
-from t2i_rl.training.presets import preset
 from t2i_rl.training.run import CHECKPOINTS, start
-from t2i_rl.training.run_method import run_method
 
 RUN = Path("runs/demo")
 IMAGES_PER_TAG = 100

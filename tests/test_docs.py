@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from t2i_rl.cli import main
+from t2i_rl.configuration.presets import PRESETS
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.methods.catalogue import METHODS, find_method
-from t2i_rl.training.presets import PRESETS
-from t2i_rl.training.run_method import run_method
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

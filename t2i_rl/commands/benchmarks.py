@@ -12,8 +12,8 @@ import tyro
 
 from rewards.registry import parse as terms
 from t2i_rl.commands.arguments import Drawing
+from t2i_rl.configuration.config import RewardSpecification
 from t2i_rl.errors import UserError
-from t2i_rl.training.config import RewardSpecification
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark, Scorer

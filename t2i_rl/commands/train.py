@@ -10,13 +10,13 @@ import tyro
 
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
+from t2i_rl.configuration.checks import check_settings
+from t2i_rl.configuration.config import RewardSpecification, TrainConfig
+from t2i_rl.configuration.presets import find_preset, preset, preset_name, take_method
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.planning.dry_run import report
 from t2i_rl.settings import override, read_settings
-from t2i_rl.training.checks import check_settings
-from t2i_rl.training.config import RewardSpecification, TrainConfig
-from t2i_rl.training.presets import find_preset, preset, preset_name, take_method
-from t2i_rl.training.run_method import run_method
 
 
 @dataclass(frozen=True)

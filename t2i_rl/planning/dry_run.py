@@ -10,12 +10,12 @@ from models.registry import HUB_ID, TINY
 from models.registry import find as find_model
 from rewards.files.pins import cache_folder, pins
 from rewards.registry import Term, parse
+from t2i_rl.configuration.config import TrainConfig, flat
+from t2i_rl.configuration.presets import find_preset
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.methods.method import Method
 from t2i_rl.prompts.reading import path_of
 from t2i_rl.prompts.sets import NAMES, command
-from t2i_rl.training.config import TrainConfig, flat
-from t2i_rl.training.presets import find_preset
-from t2i_rl.training.run_method import run_method
 
 SHOWN = ("model", "method", "reward", "prompts", "heldout", "out")  # on lines of their own
 

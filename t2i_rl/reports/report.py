@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from t2i_rl.configuration.config import TrainConfig, fixed
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.pictures.heatmap_files import page
 from t2i_rl.pictures.pages import render
@@ -22,10 +24,8 @@ from t2i_rl.pictures.strips import ROWS, strip_path
 from t2i_rl.prompts.prompt import balanced
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.reports.revisit import run_config
-from t2i_rl.training.config import TrainConfig, fixed
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.run import CHECKPOINTS, SAMPLES, STRIP
-from t2i_rl.training.run_method import run_method
 
 REPORT = "report.html"
 TALLEST = 192  # pixels: higher samples are shown smaller, or the page would be too large to open

@@ -11,6 +11,8 @@ import torch
 
 from models.registry import load
 from rewards.registry import build
+from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.baselines import Running
 from t2i_rl.methods.credit.rule import Context
@@ -20,9 +22,7 @@ from t2i_rl.rollout.measure import measure
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
-from t2i_rl.training.config import TrainConfig
 from t2i_rl.training.run import CHECKPOINTS, CONFIG
-from t2i_rl.training.run_method import run_method
 from t2i_rl.training.trainer import Trainer
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.policy import Condition, Policy
 from rewards.errors import RewardError
 from rewards.reward import Reward, Scores, dropped_groups
+from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.methods.advantages import zero_variance
 from t2i_rl.methods.method import Method
 from t2i_rl.prompts.order import batch, further_batch
@@ -22,7 +23,6 @@ from t2i_rl.rollout.noise import occurrences
 from t2i_rl.rollout.passes import StatisticPasses
 from t2i_rl.rollout.sampler import Noise, encode, sample_group
 from t2i_rl.training.clock import Clock
-from t2i_rl.training.config import TrainConfig
 from t2i_rl.training.scoring import Scorer, with_rewards
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from t2i_rl.training.config import UpdateConfig
+from t2i_rl.configuration.config import UpdateConfig
 
 MASTERS = "masters"  # in the saved state, beside what AdamW has
 

@@ -28,6 +28,9 @@ from models.registry import check_device, load
 from models.trainable import choose_trainable
 from rewards.registry import build
 from rewards.reward import Reward
+from t2i_rl.configuration.checks import check_records, check_settings
+from t2i_rl.configuration.config import TrainConfig, fixed, to_json
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError, fitting
 from t2i_rl.methods.baselines import Running
 from t2i_rl.outputs import naming, whole_folder, write_atomically
@@ -38,12 +41,9 @@ from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training import checkpoints
-from t2i_rl.training.checks import check_records, check_settings
-from t2i_rl.training.config import TrainConfig, fixed, to_json
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, read_metrics
-from t2i_rl.training.run_method import run_method
 from t2i_rl.training.trainer import Trainer
 
 CONFIG = "config.json"

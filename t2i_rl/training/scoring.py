@@ -11,11 +11,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from rewards.reward import Reward, Scores, joined, score_each, score_images
+from t2i_rl.configuration.config import OnRewardFailure
 from t2i_rl.errors import UserError
 from t2i_rl.methods.reward_mixing import weighted_sum
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout
-from t2i_rl.training.config import OnRewardFailure
 
 
 class Scorer:

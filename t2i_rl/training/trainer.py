@@ -13,6 +13,8 @@ from torch import Tensor
 
 from models.policy import Policy
 from rewards.reward import Reward
+from t2i_rl.configuration.checks import check_layout, check_settings
+from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.methods.advantages import advantages
 from t2i_rl.methods.baselines import PromptBaseline, Running
 from t2i_rl.methods.credit.rule import Context, TokenCredit
@@ -24,10 +26,8 @@ from t2i_rl.rollout.groups import Groups, Rollout
 from t2i_rl.rollout.log_probs import TokenDistribution, frozen_log_probs
 from t2i_rl.rollout.measure import measure
 from t2i_rl.rollout.passes import StatisticPasses
-from t2i_rl.training.checks import check_layout, check_settings
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.collecting import Collector
-from t2i_rl.training.config import TrainConfig
 from t2i_rl.training.optimizer import adamw
 from t2i_rl.training.update import apply_gradient, backward, learning_rate
 

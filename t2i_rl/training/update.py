@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.policy import Policy
+from t2i_rl.configuration.config import UpdateConfig
 from t2i_rl.errors import DivergenceError
 from t2i_rl.methods.method import Method
 from t2i_rl.methods.objectives import Denominators, ImageRows
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import TokenDistribution, micro_batches, replay
-from t2i_rl.training.config import UpdateConfig
 
 
 def learning_rate(step: int, steps: int, update: UpdateConfig) -> float:

@@ -19,11 +19,11 @@ from rewards.reward import Scores
 from scripts.demo import RUN, SETTINGS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
+from t2i_rl.configuration.config import TrainConfig, flat
+from t2i_rl.configuration.presets import PRESETS
 from t2i_rl.prompts.geneval import lines, training_records
 from t2i_rl.prompts.sets import place
 from t2i_rl.settings import override
-from t2i_rl.training.config import TrainConfig, flat
-from t2i_rl.training.presets import PRESETS
 from tests.conftest import random_janus
 from tests.rewards.servers import serving
 from tests.rewards.tiny_clip import save_tiny_clip

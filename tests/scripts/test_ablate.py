@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from scripts.ablate import main, read_grid
+from t2i_rl.configuration.presets import preset
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.methods.credit.critical import CriticalTokens
-from t2i_rl.training.presets import preset
 
 GRIDS = sorted((Path(__file__).parents[2] / "scripts" / "grids").glob("*.toml"))
 

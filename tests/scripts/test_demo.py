@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts import demo
-from t2i_rl.training.config import EvaluationConfig, RolloutConfig
+from t2i_rl.configuration.config import EvaluationConfig, RolloutConfig
 
 
 def test_the_demo_ends_with_what_it_names(

@@ -12,8 +12,8 @@ import pytest
 
 from t2i_rl.cli import COMMANDS, main
 from t2i_rl.commands.train import resolve
+from t2i_rl.configuration.presets import preset
 from t2i_rl.errors import UserError
-from t2i_rl.training.presets import preset
 
 REFUSED = [
     ("fly", "there is no command 'fly': choose one of train, generate, eval, compare, heatmap"),

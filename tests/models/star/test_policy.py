@@ -16,12 +16,12 @@ from models.registry import MODELS, STAR_256, load
 from models.star import policy as star
 from models.star.policy import RELEASED, StarConfig, StarPolicy, config_of
 from models.star.vae import smoothing_of_scale
+from t2i_rl.configuration.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.objectives import Objective
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.sampler import Noise, sample_group
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.training.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.training.trainer import Trainer
 from tests.models.small_star import random_star
 from tests.t2i_rl.small_runs import Brightness

@@ -9,6 +9,7 @@ import pytest
 
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
+from t2i_rl.configuration.config import TrainConfig, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import LeaveOneOut
 from t2i_rl.methods.catalogue import METHODS, find_method
@@ -18,7 +19,6 @@ from t2i_rl.methods.method import Method
 from t2i_rl.methods.surrogates import Cispo, Clipped
 from t2i_rl.methods.variants import base_name
 from t2i_rl.settings import override
-from t2i_rl.training.config import TrainConfig, to_json
 
 
 def changed(base: str, part: str, **settings: object) -> Method:

@@ -14,11 +14,11 @@ from rewards.geneval import colors
 from rewards.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolution
+from t2i_rl.configuration.config import flat
+from t2i_rl.configuration.presets import PRESETS
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.planning import dry_run
 from t2i_rl.prompts.sets import place
-from t2i_rl.training.config import flat
-from t2i_rl.training.presets import PRESETS
 
 USERS_OWN = "train --model janus-pro-7b --method cfg --dry-run"
 CHILD = """

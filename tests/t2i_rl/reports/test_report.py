@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from t2i_rl.cli import main
+from t2i_rl.configuration.config import EvaluationConfig, TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.reports import report
 from t2i_rl.reports.report import Reported
-from t2i_rl.training.config import EvaluationConfig, TrainConfig
 from tests.t2i_rl.browser import act, needs_browser, screenshot
 from tests.t2i_rl.small_runs import STEPS, train_words
 

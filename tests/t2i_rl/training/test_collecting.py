@@ -14,12 +14,12 @@ from numpy import ndarray
 from models.policy import Condition
 from rewards.errors import RewardError
 from rewards.reward import Scores
+from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.methods.catalogue import find_method
 from t2i_rl.methods.objectives import Objective
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.training import scoring
-from t2i_rl.training.config import TrainConfig
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import TokenCollector, TokenPictures

@@ -12,9 +12,9 @@ from torch.nn import Parameter
 from models.registry import load
 from rewards.registry import BUILDERS
 from t2i_rl.cli import main
+from t2i_rl.configuration.config import UpdateConfig
 from t2i_rl.errors import UserError
 from t2i_rl.training import checkpoints
-from t2i_rl.training.config import UpdateConfig
 from t2i_rl.training.optimizer import MASTERS, MasterAdamW, adamw
 from t2i_rl.training.update import apply_gradient
 from tests.t2i_rl.small_runs import STEPS, Brightness, train_words

@@ -12,12 +12,12 @@ from models.janus.policy import JanusPolicy
 from rewards.errors import RewardError
 from rewards.reward import Scores
 from t2i_rl.cli import main
+from t2i_rl.configuration.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.errors import DivergenceError
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.log_probs import frozen_log_probs
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.training.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.training.trainer import Trainer
 from t2i_rl.training.update import learning_rate
 from tests.conftest import random_janus

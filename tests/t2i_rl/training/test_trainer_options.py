@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.janus.policy import JanusPolicy
 from rewards.reward import Scores
+from t2i_rl.configuration.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import advantages
 from t2i_rl.methods.catalogue import METHODS, find_method
@@ -24,7 +25,6 @@ from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import entropy, kl_divergence
-from t2i_rl.training.config import RolloutConfig, TrainConfig, UpdateConfig
 from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import OfTokens, TokenPictures
 

@@ -9,13 +9,13 @@ import pytest
 from rewards.registry import BUILDERS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
+from t2i_rl.configuration.config import TrainConfig, to_json
+from t2i_rl.configuration.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.variants import base_name
 from t2i_rl.settings import override, read_settings
-from t2i_rl.training.config import TrainConfig, to_json
-from t2i_rl.training.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
-from t2i_rl.training.run_method import run_method
 
 FULL = [name for name in PRESETS if not name.startswith("tiny-")]
 # Images of a step, group, learning rate, beta, guidance, steps: the columns of both papers, and the launch script's.

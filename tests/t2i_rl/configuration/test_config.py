@@ -9,9 +9,9 @@ import pytest
 from rewards.errors import RewardError
 from rewards.http.patience import IMAGES, Patience
 from rewards.http.wire import Limits
+from t2i_rl.configuration.config import TrainConfig, fixed, to_json
 from t2i_rl.errors import UserError
 from t2i_rl.settings import override, read_settings
-from t2i_rl.training.config import TrainConfig, fixed, to_json
 
 
 def test_settings_that_may_be_absent_or_hold_names(tmp_path: Path):

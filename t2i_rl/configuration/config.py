@@ -1,7 +1,7 @@
 """The configuration of a training run: one tree of frozen dataclasses.
 
-Precedence: flag > run file (TOML or JSON) > preset (`t2i_rl.training.presets`). What a run used is written into its
-folder as `config.json` and read back on resume. Nothing here imports torch: `--help` stays fast.
+Precedence: flag > run file (TOML or JSON) > preset (`t2i_rl.configuration.presets`). What a run used is written into
+its folder as `config.json` and read back on resume. Nothing here imports torch: `--help` stays fast.
 """
 
 import dataclasses

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from rewards.http.patience import Patience
 from rewards.registry import COMPARING, classes, parse
+from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.position import SlidingWindow
 from t2i_rl.methods.credit.product import Product
 from t2i_rl.rollout.names import CONTRASTS
-from t2i_rl.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from models.policy import TokenLayout

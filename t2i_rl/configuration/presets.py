@@ -17,12 +17,12 @@ Nothing here imports torch.
 
 from dataclasses import replace
 
+from t2i_rl.configuration.config import CheckpointConfig, EvaluationConfig, RolloutConfig, TrainConfig, UpdateConfig
+from t2i_rl.configuration.run_method import with_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.variants import base_name
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.training.config import CheckpointConfig, EvaluationConfig, RolloutConfig, TrainConfig, UpdateConfig
-from t2i_rl.training.run_method import with_method
 
 TINY = TrainConfig(
     steps=120,

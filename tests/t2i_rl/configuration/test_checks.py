@@ -9,6 +9,9 @@ from rewards.errors import RewardError
 from rewards.http.patience import Patience
 from rewards.registry import build
 from t2i_rl.cli import main
+from t2i_rl.configuration.checks import check_layout, check_settings
+from t2i_rl.configuration.config import LoraConfig, RolloutConfig, TrainConfig, UpdateConfig
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.credit.guidance import GuidanceContrast
@@ -18,9 +21,6 @@ from t2i_rl.methods.method import Method
 from t2i_rl.methods.objectives import Objective
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.training.checks import check_layout, check_settings
-from t2i_rl.training.config import LoraConfig, RolloutConfig, TrainConfig, UpdateConfig
-from t2i_rl.training.run_method import run_method
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
 

@@ -7,11 +7,11 @@ Nothing here imports torch.
 
 from dataclasses import replace
 
+from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import find_method
 from t2i_rl.methods.method import Method
 from t2i_rl.methods.variants import settings_of
-from t2i_rl.training.config import TrainConfig
 
 SPELT = {"beta": "objective.beta", "dynamic_clip": "dynamic.clip"}  # by their names inside a method's brackets
 
