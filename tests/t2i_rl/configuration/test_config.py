@@ -148,11 +148,13 @@ def test_what_may_differ_in_a_continuation():
     assert fixed(other) == fixed(config)
     patient = dataclasses.replace(config, on_reward_failure="drop_group", reward_server=Patience(timeout=9))
     assert fixed(patient) == fixed(config)
+    smaller = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, micro_batch=1))
+    assert fixed(smaller) == fixed(config)  # what did not fit may go on in smaller parts
     for changed in (
         dataclasses.replace(config, method="grpo"),
         dataclasses.replace(config, seed=1),
         dataclasses.replace(config, update=dataclasses.replace(config.update, betas=(0.9, 0.95))),
-        dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, micro_batch=1)),
+        dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, group_size=2)),
     ):
         assert fixed(changed) != fixed(config)
     assert fixed(config)["rollout.sampling.top_p"] == 1.0
