@@ -30,10 +30,9 @@ from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.reading import load_prompts
-from t2i_rl.settings import override, read_settings
 from t2i_rl.training import checkpoints
 from t2i_rl.training.checks import check_records, check_settings
-from t2i_rl.training.config import TrainConfig, fixed, to_json
+from t2i_rl.training.config import TrainConfig, completed, fixed, read_config, resolved, to_json
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.metrics_log import Metrics, Tracker
 from t2i_rl.training.run_method import run_method
@@ -47,15 +46,20 @@ PICTURES = "samples.png"  # written last: a run that has it is finished
 STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
-def start(config: TrainConfig) -> Path:
-    """Train from the model that the configuration names; nothing is written before everything is loaded."""
+def start(config: TrainConfig, said: str = "") -> Path:
+    """Train from the model that the configuration names; nothing is written before everything is loaded.
+
+    said: where the settings are from, which is shown before the first step.
+    """
     if config.out.exists():
         raise UserError(
             f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
         )
     trainer, heldout, judge = _prepare(config, config.model)
+    for line in filter(None, (said, *_shown(trainer, heldout))):
+        print(line)
     (config.out / CHECKPOINTS).mkdir(parents=True)
-    write_atomically(config.out / CONFIG, to_json(config))
+    write_atomically(config.out / CONFIG, to_json(trainer.config))
     return _train(trainer, heldout, judge, done=0)
 
 
@@ -63,16 +67,17 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
     """Continue from the newest checkpoint; only the number of steps and the device may differ from the run's own."""
     if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
-    config: TrainConfig = override(TrainConfig(), read_settings(run / CONFIG), str(run / CONFIG))
+    config = read_config(run / CONFIG)
     config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
     newest = checkpoints.latest(run / CHECKPOINTS)
     if newest is None:
         raise UserError(f"{run} has no checkpoint to resume from: delete it and start again")
     found = checkpoints.read(newest)
+    before = completed(found.settings)
     for name, now in fixed(config).items():
-        if found.settings.get(name) != now:
+        if before.get(name) != now:
             raise UserError(
-                f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {found.settings.get(name)!r}: "
+                f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {before.get(name)!r}: "
                 "put it back, or start a new run with --model"
             )
     if found.step > config.steps or (found.step == config.steps and (run / PICTURES).exists()):
@@ -105,7 +110,21 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
         except ModelError as error:
             run = config.out
             raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
+    config = resolved(config, policy.default_guidance)
     return Trainer(config, policy, method, reward, prompts, reference), heldout, judge
+
+
+def _shown(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
+    """What a person should know before the first step."""
+    training, judging = trainer.config.rollout.sampling, trainer.config.evaluation.sampling
+    lines = [f"guidance {training.guidance_scale:g} in training, {judging.guidance_scale:g} on held-out prompts"]
+    tested, trained = {prompt.text for prompt in heldout}, {prompt.text for prompt in trainer.prompts}
+    if shared := len(tested & trained):
+        lines.append(
+            f"{shared} of {len(tested)} held-out prompts are training prompts too: what is measured on them is no "
+            "proof of what was learned"
+        )
+    return lines
 
 
 def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
@@ -126,7 +145,7 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
     config, policy, run = trainer.config, trainer.policy, trainer.config.out
     shown = balanced(heldout, 2)[:STRIP]
     judged = balanced(heldout, config.evaluation.images_per_tag)
-    sampling, seed = config.rollout.sampling, config.seed
+    sampling, seed = config.evaluation.sampling, config.seed
     (run / PICTURES).unlink(missing_ok=True)
 
     def measured(step: int) -> dict[str, float]:
