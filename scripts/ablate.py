@@ -29,8 +29,9 @@ import tyro
 from models.errors import ModelError
 from models.registry import find as find_model
 from rewards.errors import RewardError
-from t2i_rl.configuration.config import TrainConfig, fixed
-from t2i_rl.configuration.presets import preset
+from t2i_rl.configuration.checks import check_settings
+from t2i_rl.configuration.config import TrainConfig, fixed, read_config
+from t2i_rl.configuration.presets import check_named, preset, preset_name
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import DivergenceError, UserError
 from t2i_rl.settings import override, read_settings
@@ -89,11 +90,13 @@ def configured(arm: str, settings: object, shared: Mapping[str, Any], path: Path
             raise UserError(f"{path}, arm {arm}, sets the seed or the folder: give them as --seeds and --out")
         return found
 
-    chosen = over(TrainConfig())
-    base = preset(chosen.model, chosen.reward, chosen.method)
+    chosen, named = over(TrainConfig()), {*shared, *own}
+    words = chosen.model, chosen.reward if "reward" in named else None, chosen.method
+    base = preset(*words)
+    check_named(base.model, preset_name(*words), named)
     find_model(base.model)
     config = replace(over(base), method=base.method)
-    run_method(config)
+    check_settings(config, run_method(config))
     return config
 
 
@@ -102,9 +105,10 @@ def check_cell(run: Path, config: TrainConfig) -> None:
     written = run / "config.json"
     if not written.exists():
         return
-    before, now = fixed(override(TrainConfig(), read_settings(written), str(written))), fixed(config)
+    before, now = fixed(read_config(written)), fixed(config)
     for name in now:
-        if before[name] != now[name]:
+        left_to_the_model = name.endswith("guidance_scale") and now[name] is None
+        if before[name] != now[name] and not left_to_the_model:
             raise UserError(
                 f"{run} was trained with {name} {before[name]!r}, the grid has {now[name]!r}: choose another --out"
             )

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -292,10 +292,11 @@ def analyse(asked: Analyse) -> None:
     shapes = asked.detector == "shapes"
     detector = ShapesDetector() if shapes else Mask2FormerDetector.load(asked.detector, asked.device)
     base = load(name, dtype, asked.device)
-    own = Sampling(base.default_guidance) if config is None else config.rollout.sampling
-    scale = own.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
+    own = Sampling() if config is None else config.rollout.sampling
     texts = [prompt.text for prompt in balanced(load_prompts(asked.prompts), asked.per_tag)]
-    sampling = Sampling(scale, own.temperature, own.top_k, own.top_p, own.negative_prompt)
+    if asked.guidance_scale is not None:
+        own = replace(own, guidance_scale=asked.guidance_scale)
+    sampling = own.of(base.default_guidance)
     setting = Setting(texts, asked.group_size, sampling, asked.seed)
 
     found = {
@@ -321,7 +322,8 @@ def analyse(asked: Analyse) -> None:
     of_run = "" if asked.run is None else f", run {asked.run.name}"
     about = (
         f"{name}{of_run}: {len(texts)} prompts of {asked.prompts} with {asked.group_size} images each, "
-        f"guidance {scale:g}, seed {asked.seed}. Means over prompts ± their standard errors. A claim holds here where "
+        f"guidance {sampling.guidance_scale:g}, seed {asked.seed}. "
+        "Means over prompts ± their standard errors. A claim holds here where "
         "the difference is larger than two of its own standard errors, taken between prompts."
     )
     write(asked.out, about, tables, found, texts[0])

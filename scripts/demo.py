@@ -45,7 +45,7 @@ HEATMAP_PROMPT, HEATMAP_IMAGES = "a photo of a red circle and a blue cross", 3
 def held_out(policy: Policy, seed: int) -> Evaluation:
     """The official GenEval score; the same prompts and the same noise for every policy."""
     prompts = balanced(load_prompts("shapes:heldout"), IMAGES_PER_TAG)
-    return evaluate(policy, prompts, build("shapes-official"), SETTINGS.rollout.sampling, seed, batch=100)
+    return evaluate(policy, prompts, build("shapes-official"), SETTINGS.evaluation.sampling, seed, batch=100)
 
 
 def table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:

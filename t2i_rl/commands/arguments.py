@@ -99,5 +99,5 @@ class Drawing:
     def load(self) -> tuple[Policy, Sampling]:
         """The model, and how it is sampled."""
         policy = self.policy(self.model)
-        scale = policy.default_guidance if self.guidance_scale is None else self.guidance_scale
-        return policy, Sampling(scale, self.temperature, self.top_k, self.top_p, self.negative_prompt)
+        asked = Sampling(self.guidance_scale, self.temperature, self.top_k, self.top_p, self.negative_prompt)
+        return policy, asked.of(policy.default_guidance)

@@ -32,7 +32,8 @@ class Make:
     """Write a prompt set that is computed, not downloaded; the same seed writes the same bytes.
 
     Attributes:
-        name: geneval, geneval-train, geneval-train-seen, geneval-unseen or t2i-r1-train.
+        name: geneval, geneval-train, geneval-heldout, geneval-train-seen, geneval-unseen, t2i-r1-train or
+            t2i-r1-heldout.
         n: records; 50000 for training sets and 1024 for geneval-unseen if not given. The others have a fixed size.
         seed: of the choices.
         out: where to, in place of the cache (from which --prompts NAME reads).
@@ -103,13 +104,14 @@ def _make(arguments: Sequence[str]) -> None:
 def _records(name: str, total: int, seed: int) -> tuple[Iterable[Record], int]:
     """The records of a set that is made, and how many they are."""
     from rewards.detectors.coco import CLASSES
-    from t2i_rl.prompts.geneval import SEEN, UNSEEN, benchmark, training_records
-    from t2i_rl.prompts.sets import without_leaks
+    from t2i_rl.prompts.geneval import SEEN, UNSEEN, benchmark, heldout_records, training_records
+    from t2i_rl.prompts.sets import t2i_r1
 
     if name in TRAINING:
         classes = {"geneval-train": CLASSES, "geneval-train-seen": SEEN, "geneval-unseen": UNSEEN}[name]
         return training_records(total, seed, classes), total
-    records = benchmark() if name == "geneval" else without_leaks()
+    fixed = {"geneval": benchmark, "geneval-heldout": heldout_records}
+    records = fixed[name]() if name in fixed else t2i_r1(held_out=name == "t2i-r1-heldout")
     return records, len(records)
 
 

@@ -12,21 +12,25 @@ from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
 from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.config import RewardSpecification, TrainConfig
-from t2i_rl.configuration.presets import find_preset, preset, preset_name, take_method
+from t2i_rl.configuration.presets import check_named, find_preset, preset, preset_name, take_method
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.planning.dry_run import report
 from t2i_rl.settings import override, read_settings
 
+NAMED = ("model", "method", "reward", "prompts", "heldout")
+
 
 @dataclass(frozen=True)
 class TrainChoice:
-    """What picks the preset that the run file and the other flags then override: its name, or the three others."""
+    """What picks the preset that the run file and the other flags then override, and what is asked for without one."""
 
     preset: str | None = None
     model: str | None = None
     method: str | None = None
     reward: RewardSpecification | None = None
+    prompts: str | None = None
+    heldout: str | None = None
     config: Path | None = None
     dry_run: bool = False
 
@@ -48,11 +52,22 @@ class Resume:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a command line comes to. preset: whose settings the flags and the run file override; None: the defaults."""
+    """What a command line comes to.
+
+    preset: whose settings the flags and the run file override; None: the defaults.
+    taken: what of model, method, reward and prompts neither they nor the run file name.
+    """
 
     config: TrainConfig
     preset: str | None
+    taken: tuple[str, ...]
     dry_run: bool
+
+    def said(self) -> str:
+        """What was not named and where it is from, for people."""
+        source = "no preset: the defaults" if self.preset is None else f"preset {self.preset}"
+        values = [f"{name} {getattr(self.config, name)}" for name in self.taken]
+        return source + ("; not named, so taken from it: " + ", ".join(values) if values else "")
 
 
 def resolve(arguments: Sequence[str]) -> TrainConfig:
@@ -68,7 +83,7 @@ def resolution(arguments: Sequence[str]) -> Resolution:
     """
     with one_sentence("train"):
         choice, rest = tyro.cli(TrainChoice, args=arguments, return_unknown_args=True, add_help=False)
-    named = {name: value for name in ("model", "reward", "method") if (value := getattr(choice, name)) is not None}
+    named = {name: value for name in NAMED if (value := getattr(choice, name)) is not None}
     settings, where = {} if choice.config is None else read_settings(choice.config), str(choice.config)
     if choice.preset is None:
         chosen = replace(override(TrainConfig(), settings, where), **named)
@@ -77,11 +92,13 @@ def resolution(arguments: Sequence[str]) -> Resolution:
     else:
         found, name = find_preset(choice.preset), choice.preset
         base = take_method(found, replace(override(found, settings, where), **named).method)
+    find_model(named.get("model", settings.get("model", base.model)))
+    check_named(base.model, name, {*named, *settings})
     config = replace(override(base, settings, where), **{**named, "method": base.method})
     config = parse(TrainConfig, rest, "train", default=config)
-    find_model(config.model)
     check_settings(config, run_method(config))
-    return Resolution(config, name, choice.dry_run)
+    taken = tuple(one for one in NAMED if one not in named and one not in settings)
+    return Resolution(config, name, taken, choice.dry_run)
 
 
 def check_alone() -> None:
@@ -109,5 +126,5 @@ def train(arguments: Sequence[str]) -> None:
         check_alone()
         from t2i_rl.training.run import start
 
-        finished = start(resolved.config)
+        finished = start(resolved.config, resolved.said())
     print(f"{finished}: see reward.png, samples.png and metrics.jsonl")

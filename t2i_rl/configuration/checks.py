@@ -11,6 +11,8 @@ from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.position import SlidingWindow
 from t2i_rl.methods.credit.product import Product
+from t2i_rl.prompts.reading import SHAPES_SPLITS
+from t2i_rl.prompts.sets import NAMES
 from t2i_rl.rollout.names import CONTRASTS
 
 if TYPE_CHECKING:
@@ -19,9 +21,16 @@ if TYPE_CHECKING:
     from t2i_rl.prompts.prompt import Prompt
 
 
+OF_PHOTOGRAPHS = ("geneval", "hpsv2", "pickscore", "imagereward", "clipscore", "aesthetic")  # how their names begin
+SHAPES = {"prompts": "shapes:train", "heldout": "shapes:heldout"}
+OF_GENEVAL = {"prompts": "geneval-train", "heldout": "geneval-heldout"}
+OF_ANY = {"prompts": "t2i-r1-train", "heldout": "t2i-r1-heldout"}
+
+
 def check_settings(config: TrainConfig, method: Method) -> None:
     """Raise UserError for what contradicts itself or would have no effect, RewardError for an unknown reward."""
     _check_rewards(config, method)
+    _check_prompts(config)
     sampling, update = config.rollout.sampling, config.update
     cut = sampling.top_k > 0 or sampling.top_p < 1
     if method.objective.kl == "full" and update.log_prob == "cfg" and cut:
@@ -74,6 +83,29 @@ def _check_rewards(config: TrainConfig, method: Method) -> None:
         raise UserError(
             "reward-server has no effect on a reward in this process: name its servers, as in NAME@http://HOST:PORT"
         )
+
+
+def _check_prompts(config: TrainConfig) -> None:
+    """The shapes world and its reward belong together; other rewards know photographs, and their prompts are of those.
+
+    A file of prompts can be of either; `check_records` looks into it.
+    """
+    for flag, prompts, reward in (
+        ("prompts", config.prompts, config.reward),
+        ("heldout", config.heldout, config.evaluation.reward or config.reward),
+    ):
+        for name in (term.name for term in parse(reward)):
+            if name.startswith("shapes") and prompts in NAMES:
+                raise UserError(
+                    f"{flag} is {prompts}, but the reward {name} sees coloured shapes alone: "
+                    f"name prompts of theirs, --{flag} {SHAPES[flag]}, or another reward, such as --reward geneval"
+                )
+            if name.startswith(OF_PHOTOGRAPHS) and prompts in SHAPES_SPLITS:
+                fitting = OF_GENEVAL if name.startswith("geneval") else OF_ANY
+                raise UserError(
+                    f"{flag} is {prompts}, but the reward {name} knows no coloured shapes: "
+                    f"name other prompts, such as --{flag} {fitting[flag]}, or --reward shapes"
+                )
 
 
 def check_records(reward: str, prompts: Sequence[Prompt]) -> None:

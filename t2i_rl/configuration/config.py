@@ -17,7 +17,7 @@ import tyro
 from rewards.http.patience import Patience
 from rewards.registry import parse
 from t2i_rl.rollout.sampling import LogProb, Sampling
-from t2i_rl.settings import check
+from t2i_rl.settings import check, override, read_settings
 
 RewardOrder = Literal["sum-then-normalize", "normalize-then-sum"]
 OnRewardFailure = Literal["stop", "drop_group"]
@@ -139,6 +139,13 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationSampling(Sampling):
+    """How held-out images are drawn; the flag `--negative-prompt` is that of training."""
+
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Periodic evaluation on held-out prompts.
 
@@ -147,12 +154,14 @@ class EvaluationConfig:
         images_per_tag: images drawn for each tag of the prompts, its prompts taking turns.
         batch: images sampled at once; only memory and speed depend on it.
         reward: what scores the held-out images, written as the run's --reward; nothing: that reward.
+        sampling: how they are drawn: as t2i-rl eval draws them if not given, whatever training does.
     """
 
     every: int = 10
     images_per_tag: int = 50
     batch: int = 64
     reward: RewardSpecification = ""
+    sampling: EvaluationSampling = field(default_factory=EvaluationSampling)
 
     def __post_init__(self) -> None:
         check("evaluation.every", self.every, self.every >= 1, "at least 1")
@@ -258,6 +267,32 @@ class TrainConfig:
 
 def to_json(config: TrainConfig) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration that a run wrote down; an older one drew its held-out images as those of training."""
+    settings = read_settings(path)
+    config: TrainConfig = override(TrainConfig(), settings, str(path))
+    if "sampling" in settings.get("evaluation", {}):
+        return config
+    sampling = EvaluationSampling(**dataclasses.asdict(config.rollout.sampling))
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, sampling=sampling))
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint by dotted name, with what `read_config` adds to those of an older run."""
+    training, heldout = "rollout.sampling.", "evaluation.sampling."
+    as_trained = {
+        heldout + name.removeprefix(training): value for name, value in settings.items() if name.startswith(training)
+    }
+    return as_trained | dict(settings)
+
+
+def resolved(config: TrainConfig, own_guidance: float) -> TrainConfig:
+    """With the model's own guidance scale where none is given, in training and on held-out prompts."""
+    rollout = dataclasses.replace(config.rollout, sampling=config.rollout.sampling.of(own_guidance))
+    evaluation = dataclasses.replace(config.evaluation, sampling=config.evaluation.sampling.of(own_guidance))
+    return dataclasses.replace(config, rollout=rollout, evaluation=evaluation)
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:

@@ -8,13 +8,14 @@ method has them too (`--preset janus-pro-7b-geneval-cfg --method grpo` is that c
 What both papers spread over processes is one batch here: `prompts_per_step` is processes x prompts of each x
 accumulation. Micro-batches, evaluation and checkpoints are ours: they decide memory, speed and what is shown.
 Weights are float32, where the releases train in bfloat16 beside float32 copies: `--dtype bfloat16` does the same.
-Prompts are sets of `t2i-rl data`: ours in GenEval's grammar; for HPSv2 those of T2I-R1, which the releases train on.
-GenEval's held-out figures are of the benchmark itself, which training never sees; `best.json`, a choice among
-checkpoints, does see it. HPSv2's are of one style of its benchmark.
+Prompts are sets of `t2i-rl data`: ours in GenEval's grammar; for HPSv2 those of T2I-R1, which the releases train on,
+about 7,000 where arXiv:2509.22485 says 15,000 of HPSv2's (`--prompts FILE` takes those). Held-out prompts, by which
+`best.json` chooses among checkpoints, are neither training prompts nor a benchmark's: that is left to `t2i-rl eval`.
 Columns for models that answer in text are left out.
 Nothing here imports torch.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from t2i_rl.configuration.config import CheckpointConfig, EvaluationConfig, RolloutConfig, TrainConfig, UpdateConfig
@@ -35,13 +36,19 @@ TINY = TrainConfig(
 GENEVAL = TrainConfig(
     reward="geneval",
     prompts="geneval-train",
-    heldout="geneval",
+    heldout="geneval-heldout",
     steps=1600,
     device="cuda",
     evaluation=EvaluationConfig(every=100, images_per_tag=50, batch=16),
     checkpoint=CheckpointConfig(every=100),
 )
-HPS = replace(GENEVAL, reward="hpsv2", prompts="t2i-r1-train", heldout="hps/photo")
+HPS = replace(
+    GENEVAL,
+    reward="hpsv2",
+    prompts="t2i-r1-train",
+    heldout="t2i-r1-heldout",
+    evaluation=replace(GENEVAL.evaluation, images_per_tag=200),  # one tag, where GenEval has five
+)
 
 # arXiv:2605.29198, images. Batch: 8 processes x 1 prompt x 16 images.
 # Our copy of the paper lacks the learning rate and where its cosine ends: both are the launch script's.
@@ -63,6 +70,7 @@ CFG_RELEASED_HPS = replace(
     reward=HPS.reward,
     prompts=HPS.prompts,
     heldout=HPS.heldout,
+    evaluation=HPS.evaluation,
     method="cfg-released[entropy_reward=none]",
     rollout=replace(CFG.rollout, prompts_per_step=16, group_size=8),
     update=replace(CFG_RELEASED.update, learning_rate=1e-6, beta=0.01),
@@ -108,6 +116,15 @@ LLAMAGEN = replace(
 )
 # As released: no accumulation. One epoch there, of a number of prompts that we do not know: the paper's steps here.
 LLAMAGEN_RELEASED = replace(released(LLAMAGEN), rollout=replace(LLAMAGEN.rollout, prompts_per_step=8))
+# The paper has results of STAR (its table 4) and no settings: those of the 1B column for HPS, and the model's guidance.
+# Its tokens are drawn scale by scale, so a scale's tokens share one weight (docs/methods.md: ours).
+small = CRITICAL["janus-pro-1b-hps"]
+STAR = replace(
+    small,
+    model="star-256",
+    method="critical[dynamic.over=scales]",
+    rollout=replace(small.rollout, sampling=Sampling(guidance_scale=4.0)),
+)
 
 PRESETS: dict[str, TrainConfig] = {
     **{f"tiny-shapes-{method}": replace(TINY, method=method) for method in METHODS},
@@ -116,6 +133,8 @@ PRESETS: dict[str, TrainConfig] = {
     "janus-pro-7b-hps-cfg-released": CFG_RELEASED_HPS,
     "llamagen-256-hps-critical": LLAMAGEN,
     "llamagen-256-hps-critical-released": LLAMAGEN_RELEASED,
+    "star-256-hps-critical": STAR,
+    "star-256-hps-grpo": with_method(STAR, "grpo"),
     **{f"{column}-critical": config for column, config in CRITICAL.items()},
     **{f"{column}-critical-released": released(config) for column, config in CRITICAL.items()},
 }
@@ -154,6 +173,16 @@ def take_method(found: TrainConfig, method: str) -> TrainConfig:
     settings stays as it is.
     """
     return with_method(found, found.method if method == base_name(found.method) else method)
+
+
+def check_named(model: str, preset: str | None, named: Collection[str]) -> None:
+    """Raise UserError where neither a preset nor the user says what the model is to learn."""
+    missing = [f"--{name}" for name in ("reward", "prompts", "heldout") if name not in named]
+    if preset is None and missing:
+        raise UserError(
+            f"no preset is of the model {model}, so nothing says what it is to learn: "
+            f"name {' and '.join(missing)}, or a preset, such as --preset tiny-shapes-cfg for one of the shapes world"
+        )
 
 
 def find_preset(name: str) -> TrainConfig:

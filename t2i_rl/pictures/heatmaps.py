@@ -159,7 +159,7 @@ def token_maps(
         raise UserError("the prompt is empty: say what the images show")
     if group_size < 2:
         raise UserError(f"the group size is {group_size}: similarity compares images, so ask for at least 2")
-    layout = policy.layout
+    layout, sampling = policy.layout, sampling.of(policy.default_guidance)
     if reference is not None and reference.layout != layout:
         raise UserError(
             f"the reference has the token maps {reference.layout.maps}, the model {layout.maps}: "

@@ -90,9 +90,10 @@ def composition(method: Method) -> list[str]:
 
 def _settings(config: TrainConfig, base: TrainConfig) -> list[str]:
     """By their names in a run file and, but for --negative-prompt, on the command line."""
-    before = flat(base)
+    before, known = flat(base), find_model(config.model).guidance
+    own = "the model's own" if known is None else f"{known} (the model's own)"
     return [
-        f"{name.replace('_', '-')} = {_shown(value)}"
+        f"{name.replace('_', '-')} = {own if value is None and name.endswith('guidance_scale') else _shown(value)}"
         + ("" if value == before.get(name) else f"  (preset: {_shown(before.get(name))})")
         for name, value in flat(config).items()
         if name not in SHOWN
@@ -121,9 +122,10 @@ def _prompts(source: str) -> list[str]:
     path = path_of(source)
     if path is None:
         return [f"{source}: the shapes world, shipped"]
+    about = [NAMES[source].about] if source in NAMES else []
     if path.is_file():
-        return [f"{source}: found at {path}"]
-    return [f"{source}: not here: {f'run {command(source)}' if source in NAMES else 'put the file there'}"]
+        return [f"{source}: found at {path}", *about]
+    return [f"{source}: not here: {f'run {command(source)}' if source in NAMES else 'put the file there'}", *about]
 
 
 def _rewards(specification: str) -> list[str]:

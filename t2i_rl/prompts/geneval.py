@@ -1,9 +1,10 @@
-"""Prompts in GenEval's grammar: the benchmark itself, and training prompts without it.
+"""Prompts in GenEval's grammar: the benchmark itself, prompts to choose checkpoints by, and training prompts.
 
 A record is `{tag, include, exclude (counting only), prompt}`. `draw` makes one at random; the order in which it asks
 the generator for its choices is the benchmark's, so that `benchmark` comes out byte for byte from the benchmark's own
 seed (Ghosh et al. 2023, "GenEval"; its checksum is compared). Training prompts follow Flow-GRPO's mix of tags (Liu et
-al. 2025, "Flow-GRPO") and leave out every prompt of the benchmark.
+al. 2025, "Flow-GRPO") and leave out every prompt of the benchmark and of the held-out set. No two of the three share a
+prompt, word for word.
 """
 
 import hashlib
@@ -31,6 +32,10 @@ MIX = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object":
 BENCHMARK_SEED = 43
 BENCHMARK_DRAWS = 100  # of each tag but single_object, which has every class once
 BENCHMARK_SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"  # evaluation_metadata.jsonl
+
+HELDOUT_SEED = 44
+HELDOUT_DRAWS = 40  # of each tag that is trained on; of counting, 120 prompts are left to train on
+HELDOUT_SHA256 = "1b092d5919428a8cd26a6313850d5365dbead96195523fa39b94fb27bec12175"  # geneval-heldout.jsonl
 
 
 def _article(words: str) -> str:
@@ -124,6 +129,20 @@ def benchmark() -> list[Record]:
     return records
 
 
+def heldout_records() -> list[Record]:
+    """The prompts by which a run is judged while it trains: `HELDOUT_DRAWS` of each tag, none of the benchmark's."""
+    generator = np.random.default_rng(HELDOUT_SEED)
+    taken = {str(record["prompt"]) for record in benchmark()}
+    found = []
+    for tag in MIX:
+        for _ in range(HELDOUT_DRAWS):
+            while str((record := draw(tag, CLASSES, generator))["prompt"]) in taken:
+                pass
+            taken.add(str(record["prompt"]))
+            found.append(record)
+    return found
+
+
 def shares(total: int) -> dict[str, int]:
     """How many of `total` records each tag gets: in proportion, the largest remainders taking what is left over."""
     whole = sum(MIX.values())
@@ -135,12 +154,13 @@ def shares(total: int) -> dict[str, int]:
 
 
 def training_records(total: int, seed: int, classes: Sequence[str] = CLASSES) -> Iterator[Record]:
-    """`total` records in random order, one after the other: the mix's share of each tag, none of the benchmark's.
+    """`total` records in random order, one after the other: the mix's share of each tag, none of the benchmark's
+    and none held out.
 
     A tag with as many prompts as its share or more repeats none; the prompts of another come again at random.
     Memory grows with the prompts of the former tags only.
     """
-    held_out = benchmark()
+    held_out = [*benchmark(), *heldout_records()]
     generator = np.random.default_rng(seed)
     left = shares(total)
     kept_out = {str(record["prompt"]) for record in held_out}

@@ -6,6 +6,7 @@ recorded at its first download and compared from then on.
 """
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from rewards.files.pins import cache_folder, compare, pin, pins, sha256
 from t2i_rl.errors import UserError
-from t2i_rl.prompts.geneval import BENCHMARK_SHA256
+from t2i_rl.prompts.geneval import BENCHMARK_SHA256, HELDOUT_SHA256
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ COMPBENCH_PARTS = {  # of `complex`, for its 3-in-1 score
     "complex_spatial": "6c7ac0ab75c7c9080cfc7b421fb059b9b0febb98471707aeedf58771088abc02",
     "complex_spatialaction": "e02ddc7fed812e6577e7386ec2137ce0a994a5ce19771661f68df7ac349a6ca9",
 }
+HELD_OUT = 36  # one in so many of T2I-R1's prompts
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 
 SETS: dict[str, PromptSet] = {
@@ -70,8 +72,13 @@ SETS: dict[str, PromptSet] = {
         made=True,
     ),
     "geneval-train": PromptSet(
-        "training prompts in GenEval's grammar, over all 80 classes, none of the benchmark's",
+        "training prompts in GenEval's grammar, over all 80 classes, none of the benchmark's and none held out",
         {"geneval-train": Source("geneval-train.jsonl")},
+        made=True,
+    ),
+    "geneval-heldout": PromptSet(
+        "200 prompts to choose checkpoints by, 40 of each tag, none of the benchmark's or of the training sets'",
+        {"geneval-heldout": Source("geneval-heldout.jsonl", HELDOUT_SHA256)},
         made=True,
     ),
     "geneval-train-seen": PromptSet(
@@ -127,8 +134,14 @@ SETS: dict[str, PromptSet] = {
         f"{GITHUB}/CaraJ7/T2I-R1/main/data",
     ),
     "t2i-r1-train": PromptSet(
-        "t2i-r1 without the prompts of T2I-CompBench's validation",
+        "t2i-r1 without T2I-CompBench's validation prompts and those held out: about 7,000, not the 15,000 of HPSv2's "
+        "that arXiv:2509.22485 trained on: no address of those is known to us, --prompts FILE takes them",
         {"t2i-r1-train": Source("t2i-r1-train.jsonl")},
+        made=True,
+    ),
+    "t2i-r1-heldout": PromptSet(
+        "one in 36 of the same, to choose checkpoints by: about 200",
+        {"t2i-r1-heldout": Source("t2i-r1-heldout.jsonl")},
         made=True,
     ),
 }
@@ -234,17 +247,26 @@ def records(text: str, origin: str) -> Sequence[dict[str, Any]]:
     return found
 
 
-def without_leaks() -> list[dict[str, Any]]:
-    """T2I-R1's prompts but for those of T2I-CompBench, which differ at most in case and a full stop at the end."""
+def _plain(text: str) -> str:
+    return text.strip().lower().rstrip(".")
 
-    def plain(text: str) -> str:
-        return text.strip().lower().rstrip(".")
 
+def is_held_out(prompt: str) -> bool:
+    """Whether it is one of the prompts of T2I-R1 in `HELD_OUT` that are not trained on: the text decides alone."""
+    return int(hashlib.sha256(_plain(prompt).encode()).hexdigest(), 16) % HELD_OUT == 0
+
+
+def t2i_r1(held_out: bool) -> list[dict[str, Any]]:
+    """T2I-R1's prompts that are held out, or all others; texts that differ in case or a full stop count as the same.
+
+    Neither are those of T2I-CompBench.
+    """
     tested = {
-        plain(line)
+        _plain(line)
         for name in COMPBENCH
         for line in prompt_file(f"t2i-compbench/{name}").read_text(encoding="utf-8").splitlines()
     }
     path = prompt_file("t2i-r1")
     found = records(path.read_text(encoding="utf-8"), str(path))
-    return [record for record in found if plain(record["prompt"]) not in tested]
+    own = [record for record in found if _plain(record["prompt"]) not in tested]
+    return [record for record in own if is_held_out(record["prompt"]) == held_out]

@@ -23,7 +23,7 @@ from torch import Tensor
 from models.policy import Condition, Policy, TokenLayout
 from rewards.detectors.base import Detector
 from t2i_rl.pictures.heatmaps import CRITICAL
-from t2i_rl.rollout.distribution import mix
+from t2i_rl.rollout.distribution import block_guidance, mix
 from t2i_rl.rollout.log_probs import micro_batches, replay
 from t2i_rl.rollout.noise import occurrences, uniforms
 from t2i_rl.rollout.sampler import Noise, draw, encode, sample_group
@@ -74,7 +74,7 @@ def redraw(
 
     barred: a token that must not be drawn at this place; -1 bars none.
     """
-    guidance, sizes = policy.guidance(sampling.guidance_scale), list(policy.layout.blocks)
+    guidance, sizes = block_guidance(policy, sampling), list(policy.layout.blocks)
     branches = 2 if bool((guidance != 1).any()) else 1
     state = policy.prefill(condition, group_size, branches)
     logits = policy.next_logits(state)

@@ -11,7 +11,7 @@ import torch
 
 from models.registry import load
 from rewards.registry import build
-from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.config import TrainConfig, read_config
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.baselines import Running
@@ -19,7 +19,6 @@ from t2i_rl.methods.credit.rule import Context
 from t2i_rl.pictures.heatmaps import CONTRAST, CRITICAL, TokenMaps, maps_of
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.rollout.measure import measure
-from t2i_rl.settings import override, read_settings
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.run import CHECKPOINTS, CONFIG
@@ -30,8 +29,7 @@ def run_config(run: Path) -> TrainConfig:
     """The configuration that a run was started with; UserError when the folder is not a run's."""
     if not (run / CONFIG).is_file():
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
-    config: TrainConfig = override(TrainConfig(), read_settings(run / CONFIG), str(run / CONFIG))
-    return replace(config, out=run)
+    return replace(read_config(run / CONFIG), out=run)
 
 
 def weights_before(run: Path, config: TrainConfig, step: int) -> Path | None:

@@ -39,9 +39,15 @@ def filtered(
     return logits.scatter(-1, keep[..., None], tempered.gather(-1, keep[..., None]))
 
 
+def block_guidance(policy: Policy, sampling: Sampling) -> Float[Tensor, " blocks"]:
+    """The factor g of `u + g * (c - u)` at every block, of the sampling's scale or else the model's own."""
+    own = policy.default_guidance
+    return policy.guidance(own if sampling.guidance_scale is None else sampling.guidance_scale)
+
+
 def token_guidance(policy: Policy, sampling: Sampling) -> Float[Tensor, " N"] | None:
-    """The factor g of `u + g * (c - u)` at every token; None where it is 1 throughout and the mixture is c."""
-    guidance = policy.guidance(sampling.guidance_scale)
+    """The same at every token; None where it is 1 throughout and the mixture is c."""
+    guidance = block_guidance(policy, sampling)
     if not bool((guidance != 1).any()):
         return None
     return guidance.repeat_interleave(torch.tensor(policy.layout.blocks, device=guidance.device))

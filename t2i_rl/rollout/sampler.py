@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.policy import Condition, Policy
-from t2i_rl.rollout.distribution import filtered, mix
+from t2i_rl.rollout.distribution import block_guidance, filtered, mix
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.names import CONTRASTS
 from t2i_rl.rollout.noise import occurrences, uniforms
@@ -58,7 +58,7 @@ def sample_group(
     layout, prompts = policy.layout, condition.prompts
     numbers = noise.occurrences or occurrences(prompts)
     uniform = uniforms(noise.seed, noise.step, prompts, numbers, group_size, layout.tokens).flatten(0, 1)
-    guidance = policy.guidance(sampling.guidance_scale)
+    guidance = block_guidance(policy, sampling)
     guided = bool((guidance != 1).any())
     branches = 2 if guided or CONTRASTS & set(statistics) else 1
 

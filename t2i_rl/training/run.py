@@ -29,7 +29,7 @@ from models.trainable import choose_trainable
 from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.configuration.checks import check_records, check_settings
-from t2i_rl.configuration.config import TrainConfig, fixed, to_json
+from t2i_rl.configuration.config import TrainConfig, completed, fixed, read_config, resolved, to_json
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError, fitting
 from t2i_rl.methods.baselines import Running
@@ -39,7 +39,6 @@ from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.reading import load_prompts
-from t2i_rl.settings import override, read_settings
 from t2i_rl.training import checkpoints
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
@@ -54,10 +53,12 @@ PICTURES = "samples.png"  # written last: a run that has it is finished
 STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
-def start(config: TrainConfig) -> Path:
+def start(config: TrainConfig, said: str = "") -> Path:
     """Train from the model that the configuration names; nothing is written before everything is loaded.
 
     An error before the first step is done leaves no folder behind.
+
+    said: where the settings are from, which is shown before the first step.
     """
     if config.out.exists():
         raise UserError(
@@ -65,9 +66,11 @@ def start(config: TrainConfig) -> Path:
         )
     with determinism(config.deterministic):
         trainer, heldout, judge = _prepare(config, config.model)
+        for line in filter(None, (said, *_preamble(trainer, heldout))):
+            print(line)
         with whole_folder(config.out) as aside:
             (aside / CHECKPOINTS).mkdir()
-            write_atomically(aside / CONFIG, to_json(config))
+            write_atomically(aside / CONFIG, to_json(trainer.config))
         try:
             return _train(trainer, heldout, judge, done=0)
         except Exception:
@@ -83,7 +86,7 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
     """
     if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
-    config: TrainConfig = override(TrainConfig(), read_settings(run / CONFIG), str(run / CONFIG))
+    config = read_config(run / CONFIG)
     config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
     newest = checkpoints.latest(run / CHECKPOINTS)
     if newest is None:
@@ -91,13 +94,14 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
             raise UserError(f"the checkpoints of {run} are gone: put one back, or start a new run with another --out")
         with determinism(config.deterministic):
             trainer, heldout, judge = _prepare(config, config.model)
-            write_atomically(run / CONFIG, to_json(config))
+            write_atomically(run / CONFIG, to_json(trainer.config))
             return _train(trainer, heldout, judge, done=0)
     found = checkpoints.read(newest)
+    before = completed(found.settings)
     for name, now in fixed(config).items():
-        if found.settings.get(name) != now:
+        if before.get(name) != now:
             raise UserError(
-                f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {found.settings.get(name)!r}: "
+                f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {before.get(name)!r}: "
                 "put it back, or start a new run with --model"
             )
     if found.step == config.steps and not (run / PICTURES).exists():  # stopped after its last checkpoint
@@ -138,7 +142,21 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
         except ModelError as error:
             run = config.out
             raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
+    config = resolved(config, policy.default_guidance)
     return Trainer(config, policy, method, reward, prompts, reference), heldout, judge
+
+
+def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
+    """What a person should know before the first step."""
+    training, judging = trainer.config.rollout.sampling, trainer.config.evaluation.sampling
+    lines = [f"guidance {training.guidance_scale:g} in training, {judging.guidance_scale:g} on held-out prompts"]
+    tested, trained = {prompt.text for prompt in heldout}, {prompt.text for prompt in trainer.collector.prompts}
+    if shared := len(tested & trained):
+        lines.append(
+            f"{shared} of {len(tested)} held-out prompts are training prompts too: what is measured on them is no "
+            "proof of what was learned"
+        )
+    return lines
 
 
 def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
@@ -158,7 +176,7 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
 def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:
     config, policy, run = trainer.config, trainer.policy, trainer.config.out
     judged = balanced(heldout, config.evaluation.images_per_tag)
-    sampling, seed = config.rollout.sampling, config.seed
+    sampling, seed = config.evaluation.sampling, config.seed
     (run / PICTURES).unlink(missing_ok=True)
 
     def measured(step: int) -> dict[str, float]:

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from rewards.detectors.base import Subject
 from rewards.errors import RewardError
 from rewards.geneval.colors import ClipColors
-from rewards.geneval.rules import TAGS
 from rewards.registry import BUILDERS, build
 from rewards.reward import Scores
 from scripts.demo import RUN, SETTINGS
@@ -21,7 +20,7 @@ from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
 from t2i_rl.configuration.config import TrainConfig, flat
 from t2i_rl.configuration.presets import PRESETS
-from t2i_rl.prompts.geneval import lines, training_records
+from t2i_rl.prompts.geneval import MIX, lines, training_records
 from t2i_rl.prompts.sets import place
 from t2i_rl.settings import override
 from tests.conftest import random_janus
@@ -126,7 +125,7 @@ def tiny_geneval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T2I_RL_DETECTOR", str(save_detector(tmp_path / "detector.safetensors")))
     monkeypatch.setenv("T2I_RL_CLIP", str(save_tiny_clip(tmp_path / "clip")))
     monkeypatch.setenv("T2I_RL_CACHE", str(tmp_path / "cache"))
-    assert main(["data", "make", "geneval"]) == 0
+    assert main(["data", "make", "geneval-heldout"]) == 0
     # Of the 80 classes, two that the random detector sees in some pictures and not in others.
     seen = training_records(12, 4, ("baseball bat", "computer mouse"))
     place("geneval-train").write_text("".join(lines(seen)))
@@ -163,9 +162,10 @@ def test_the_users_own_line_from_sampling_to_checkpoint(tmp_path: Path, monkeypa
     run = tmp_path / "runs" / "train"
     paper, used = flat(PRESETS["janus-pro-7b-geneval-cfg"]), json.loads((run / "config.json").read_text())
     changed = {name for name, value in flat(override(TrainConfig(), used, "run")).items() if value != paper[name]}
-    assert changed == {word.removeprefix("--").replace("-", "_") for word in smaller.split() if "--" in word}
+    asked_for = {word.removeprefix("--").replace("-", "_") for word in smaller.split() if "--" in word}
+    assert changed == {*asked_for, "evaluation.sampling.guidance_scale"}  # the model's own, once it is known
     untrained, trained = rows(run)
-    assert {f"heldout/{tag}" for tag in TAGS} < untrained.keys()
+    assert {f"heldout/{tag}" for tag in MIX} < untrained.keys()
     assert {one.class_name for one in asked} & {"baseball bat", "computer mouse"}
     assert trained["reward_std"] > 0 and trained["grad_norm"] > 0 and 0 < trained["reward"] < 1
     moved = load_file(run / "checkpoints" / "step-000001" / "model.safetensors")

@@ -24,6 +24,20 @@ REFUSED = [
     ("train --rollout.group-size 1", "rollout.group-size is 1"),
     ("train --method ppo", "there is no method 'ppo': choose one of grpo, cfg"),
     ("train --model huge", "unknown model 'huge': give a folder, a hub id or one of the names tiny"),
+    (
+        "train --model llamagen-512",
+        "no preset is of the model llamagen-512, so nothing says what it is to",
+    ),
+    ("train --model some/model --reward geneval --prompts geneval-train", "is to learn: name --heldout, or a preset"),
+    (
+        "train --reward hpsv2",
+        "prompts is shapes:train, but the reward hpsv2 knows no coloured shapes",
+    ),
+    (
+        "train --model janus-pro-7b --reward shapes",
+        "prompts is geneval-train, but the reward shapes sees coloured",
+    ),
+    ("train --prompts", "Missing value for argument '--prompts'"),
     ("train --reward beauty", "there is no reward named 'beauty': choose one of shapes"),
     ("train --reward shapes:much", "the weight 'much' of 'shapes' is no number"),
     ("train --reward shapes@localhost:1", "'localhost:1' in 'shapes@localhost:1' is no address of a server"),
@@ -129,7 +143,8 @@ def test_what_picks_the_preset(tmp_path: Path):
     assert resolve([]) == preset("tiny", "shapes", "cfg")
     assert resolve(["--method", "critical"]) == preset("tiny", "shapes", "critical")
     file = tmp_path / "run.json"
-    file.write_text(json.dumps({"method": "grpo", "model": str(tmp_path)}))
+    shapes = {"reward": "shapes", "prompts": "shapes:train", "heldout": "shapes:heldout"}
+    file.write_text(json.dumps({"method": "grpo", "model": str(tmp_path)} | shapes))
     assert resolve(["--config", str(file)]) == preset(str(tmp_path), "shapes", "grpo")
     assert resolve(["--config", str(file), "--model=tiny"]) == preset("tiny", "shapes", "grpo")
     assert resolve(["--config", str(file), "--method=cfg"]) == preset(str(tmp_path), "shapes", "cfg")
@@ -174,6 +189,7 @@ def test_a_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 def test_several_rewards_need_no_quotes():
     words = ["geneval:1.0", "hpsv2:0.5@http://a:1,http://b:2"]
-    assert resolve(["--reward", *words, "--steps", "3"]).reward == " ".join(words)
-    assert resolve(["--steps", "3", "--reward", " ".join(words)]).reward == " ".join(words)
+    more = ["--prompts", "geneval-train", "--heldout", "geneval-heldout"]
+    assert resolve(["--reward", *words, *more]).reward == " ".join(words)
+    assert resolve([*more, "--reward", " ".join(words)]).reward == " ".join(words)
     assert resolve([]).reward == "shapes"

@@ -9,12 +9,13 @@ import pytest
 from rewards.registry import BUILDERS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
-from t2i_rl.configuration.config import TrainConfig, to_json
+from t2i_rl.configuration.config import EvaluationSampling, TrainConfig, to_json
 from t2i_rl.configuration.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.variants import base_name
+from t2i_rl.prompts.sets import NAMES
 from t2i_rl.settings import override, read_settings
 
 FULL = [name for name in PRESETS if not name.startswith("tiny-")]
@@ -31,7 +32,7 @@ COLUMNS = {
 CLIPS = {"llamagen-256-hps": 0.5, "janus-pro-1b-geneval": 1.0, "janus-pro-1b-hps": 0.5}
 CLIPS |= {"janus-pro-7b-geneval": 0.6, "janus-pro-7b-hps": 1.0}
 BETAS = {**dict.fromkeys(CLIPS, 0.01), "llamagen-256-hps": 0.04}
-BETAS |= {"janus-pro-7b-geneval-cfg": 0.03, "janus-pro-7b-hps-cfg": 0.01}
+BETAS |= {"janus-pro-7b-geneval-cfg": 0.03, "janus-pro-7b-hps-cfg": 0.01, "star-256-hps": 0.01}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -81,6 +82,15 @@ def test_adam_of_the_paper_and_of_the_launch_script() -> None:
     assert PRESETS["janus-pro-7b-geneval-cfg-released"].update.betas == (0.9, 0.999)
 
 
+@pytest.mark.parametrize("name", FULL)
+def test_no_preset_chooses_its_best_checkpoint_on_a_benchmark(name: str) -> None:
+    config = PRESETS[name]
+    assert config.prompts in ("geneval-train", "t2i-r1-train")
+    assert config.heldout == config.prompts.replace("train", "heldout")
+    assert {config.prompts, config.heldout} <= {*NAMES}
+    assert config.evaluation.sampling == EvaluationSampling()  # as t2i-rl eval, whatever training does
+
+
 def test_without_a_preset_there_are_the_defaults() -> None:
     assert preset("some/model", "shapes", "grpo") == TrainConfig(model="some/model", reward="shapes", method="grpo")
 
@@ -108,9 +118,9 @@ def test_its_name_or_what_it_is_of_pick_a_preset(name: str, tmp_path: Path) -> N
 
 def test_flag_over_run_file_over_named_preset(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('steps = 7\nreward = "shapes"\n[rollout]\ngroup-size = 2\n')
+    file.write_text('steps = 7\nreward = "geneval-official"\n[rollout]\ngroup-size = 2\n')
     config = resolve(["--preset", "janus-pro-7b-geneval-critical", "--config", str(file), "--steps", "9"])
-    assert (config.steps, config.reward, config.rollout.group_size) == (9, "shapes", 2)
+    assert (config.steps, config.reward, config.rollout.group_size) == (9, "geneval-official", 2)
     assert config.method == "critical" and config.update.learning_rate == 3e-6
 
 
@@ -118,7 +128,7 @@ def test_flag_over_run_file_over_named_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_the_baseline_of_a_column_has_its_beta_and_clip(name: str, method: str) -> None:
     """The papers give both for a model and a reward, and compare methods under them."""
-    column = name.removesuffix("-released").removesuffix("-critical")
+    column = name.removesuffix("-released").removesuffix("-critical").removesuffix("-grpo")
     released = name.endswith("-critical-released")
     found = run_method(resolve(["--preset", name, "--method", method]))
     assert found.objective.beta == BETAS[column]

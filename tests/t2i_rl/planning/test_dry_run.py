@@ -49,11 +49,14 @@ def test_model_and_method_resolve_to_a_whole_run(tmp_path: Path, capsys: pytest.
     assert "janus-pro-7b = deepseek-community/Janus-Pro-7B (janus, tokens 24x24" in text
     assert "janus-pro-7b-geneval-cfg" in text and METHODS["cfg"].summary in text and "KL 0.03 * k3" in text
     assert "geneval-train: not here: run t2i-rl data make geneval-train" in text
+    assert "none held out" in text and "geneval-heldout: not here: run t2i-rl data make geneval-heldout" in text
+    assert "7,000, not the 15,000" in said("train --model llamagen-256 --method critical --dry-run", capsys)
     assert "T2I_RL_DETECTOR may name a copy" in text and "timm/vit_large_patch14_clip_224.openai would be" in text
     assert f"{openmmlab.URL} would be downloaded to {tmp_path / 'cache'} (unpinned; " in text
     assert "1600 steps of 8 prompts x 16 images: 204,800 images, on cuda" in text
     for name, value in flat(PRESETS["janus-pro-7b-geneval-cfg"]).items():
         shown = "none" if value in (None, [], {}) else value if value != "" else '""'
+        shown = "5.0 (the model's own)" if name == "evaluation.sampling.guidance_scale" else shown
         line = f"{name.replace('_', '-')} = {shown}"
         assert name in dry_run.SHOWN or re.search(rf"[ ]{re.escape(line)}$", text, re.MULTILINE), line
     assert not list(tmp_path.iterdir()) and "(preset: " not in text
@@ -73,8 +76,8 @@ def test_what_is_here_and_what_is_served(
     (tmp_path / "clip").mkdir()
     monkeypatch.setenv("T2I_RL_CLIP", str(tmp_path / "clip"))
     (tmp_path / "runs/train").mkdir(parents=True)
-    words = f"train --model {model} --reward shapes:2@http://a:1 aesthetic:0.5 --steps 7 --prompts mine.txt --dry-run"
-    text = said(words, capsys)
+    words = f"train --model {model} --reward shapes:2@http://a:1 aesthetic:0.5 --steps 7 --prompts mine.txt"
+    text = said(f"{words} --heldout mine.txt --dry-run", capsys)
     assert f"found at {model}" in text and "mine.txt: not here: put the file there" in text
     assert "shapes, weight 2, served at http://a:1" in text and "aesthetic, weight 0.5, in the run's own" in text
     assert f"T2I_RL_CLIP = {tmp_path / 'clip'}: found at" in text and "sac+logos" in text
@@ -109,7 +112,30 @@ def test_without_a_reward_it_is_that_of_the_model(tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps({"reward": "aesthetic"}))
     nearest = resolution(["--model", "janus-pro-7b", "--config", str(tmp_path / "run.json")])
     assert nearest.preset == "janus-pro-7b-geneval-cfg" and nearest.config.reward == "aesthetic"
-    assert resolution(["--model", str(tmp_path)]).preset is None
+    words = "--reward shapes --prompts shapes:train --heldout shapes:heldout"
+    assert resolution(["--model", str(tmp_path), *words.split()]).preset is None
+
+
+def test_what_was_not_named_is_said():
+    for words, said in (
+        ("", "preset tiny-shapes-cfg; not named, so taken from it: model tiny, method cfg, reward shapes, prompts "),
+        (
+            "--model janus-pro-7b --method grpo --reward geneval",
+            "preset janus-pro-7b-geneval-cfg; not named, so ",
+        ),
+        ("--method cfg --model tiny --reward shapes --prompts shapes:train --heldout a.txt", "preset tiny-shapes-cfg"),
+    ):
+        assert resolution(words.split()).said().startswith(said)
+    assert resolution(words.split()).said() == said
+
+
+@pytest.mark.parametrize("model", ["star-512", "llamagen-512", "some/model"])
+def test_a_model_without_a_preset_is_sampled_at_its_own_guidance(model: str, capsys: pytest.CaptureFixture[str]):
+    words = f"train --model {model} --reward geneval --prompts geneval-train --heldout geneval-heldout"
+    text = said(f"{words} --dry-run", capsys)
+    own = {"star-512": "4.0 (the model's own)", "llamagen-512": "7.5 (the model's own)"}.get(model, "the model's own")
+    for where in ("rollout", "evaluation"):
+        assert re.search(rf"[ ]{where}\.sampling\.guidance-scale = {re.escape(own)}$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())

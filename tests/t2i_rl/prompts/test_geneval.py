@@ -1,5 +1,6 @@
 """GenEval's grammar: text and metadata agree, the benchmark comes out and stays out, shares, seeds."""
 
+import hashlib
 import itertools
 import re
 from collections import Counter
@@ -15,7 +16,19 @@ from rewards.geneval.reward import check_metadata
 from rewards.geneval.rules import COLORS, RELATIONS, TAGS
 from t2i_rl.errors import UserError
 from t2i_rl.prompts import geneval as geneval_prompts
-from t2i_rl.prompts.geneval import MIX, SEEN, UNSEEN, benchmark, draw, lines, possible, shares, training_records
+from t2i_rl.prompts.geneval import (
+    HELDOUT_SHA256,
+    MIX,
+    SEEN,
+    UNSEEN,
+    benchmark,
+    draw,
+    heldout_records,
+    lines,
+    possible,
+    shares,
+    training_records,
+)
 
 COUNTS = {"two": 2, "three": 3, "four": 4}
 PLURALS = {name + ("es" if name[-1] == "s" else "s"): name for name in CLASSES}
@@ -105,6 +118,19 @@ def test_no_prompt_of_the_benchmark_is_trained_on(train: list[dict[str, Any]]):
     assert not {record["prompt"] for record in train} & {record["prompt"] for record in benchmark()}
 
 
+def test_what_is_held_out_is_neither_trained_on_nor_the_benchmarks(train: list[dict[str, Any]]):
+    held_out = heldout_records()
+    texts = {str(record["prompt"]) for record in held_out}
+    assert Counter(record["tag"] for record in held_out) == dict.fromkeys(MIX, 40) and len(texts) == 200
+    assert not texts & {str(record["prompt"]) for record in benchmark()}
+    for classes in (SEEN, UNSEEN):
+        train = [*train, *training_records(3000, 0, classes)]
+    assert not texts & {record["prompt"] for record in train}
+    assert hashlib.sha256("".join(lines(held_out)).encode()).hexdigest() == HELDOUT_SHA256
+    for record in held_out:
+        check_metadata(str(record["prompt"]), record, CLASSES)
+
+
 def test_the_shares_are_flow_grpos():
     assert shares(50_000) == {
         "position": 20588,
@@ -135,8 +161,8 @@ def test_a_tag_repeats_only_what_it_must(train: list[dict[str, Any]]):
     different = {tag: {r["prompt"] for r in train if r["tag"] == tag} for tag in MIX}
     for tag in ("position", "color_attr", "colors", "two_object"):
         assert len(different[tag]) == shares(5000)[tag]
-    # 80 classes times three numbers, without the benchmark's 80; 1,471 draws miss hardly any.
-    assert 155 <= len(different["counting"]) <= 160
+    # 80 classes times three numbers, without the benchmark's 80 and 40 held out; 1,471 draws miss hardly any.
+    assert 115 <= len(different["counting"]) <= 120
 
 
 def test_the_unseen_classes_are_never_in_the_training_set_without_them():

@@ -248,6 +248,21 @@ def test_t2i_r1_without_t2i_compbench(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert [prompt.metadata for prompt in load_prompts(str(out))] == [{"prompt": "the red hat", "nouns": ["x"]}]
 
 
+def test_t2i_r1_is_parted_by_the_text_of_a_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in prompt_sets.COMPBENCH:
+        (tmp_path / f"{name}.txt").write_text("another prompt\n")
+    prompts = [f"{number} red hats" for number in range(300)]
+    again = [prompt.upper() + "." for prompt in prompts]
+    (tmp_path / "t2i-r1.json").write_text(json.dumps([{"prompt": text} for text in prompts + again]))
+    monkeypatch.setattr(prompt_sets, "prompt_file", lambda name: tmp_path / place(name).name)
+    parts = []
+    for name in ("t2i-r1-train", "t2i-r1-heldout"):
+        assert main(["data", "make", name, "--out", str(tmp_path / f"{name}.jsonl")]) == 0
+        parts.append([prompt.text.lower().rstrip(".") for prompt in load_prompts(str(tmp_path / f"{name}.jsonl"))])
+    assert sorted(parts[0] + parts[1]) == sorted(prompts * 2)
+    assert not {*parts[0]} & {*parts[1]} and len({*parts[1]}) == 12
+
+
 def test_lists_and_tables():
     assert records('["a cat", {"prompt": "a dog", "nouns": ["dog"]}]', "x.json") == [
         {"prompt": "a cat"},

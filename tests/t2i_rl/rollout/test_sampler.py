@@ -62,7 +62,7 @@ def test_another_seed_or_step_gives_other_images(policy: JanusPolicy) -> None:
 def test_statistics_are_those_of_a_teacher_forced_pass(policy: JanusPolicy, settings: dict) -> None:
     rollout = sample(policy, **settings)
     cond, uncond = teacher_forced(policy, rollout)
-    scale = Sampling(**settings).guidance_scale
+    scale = Sampling(**settings).of(policy.default_guidance).guidance_scale
     mixed = uncond + scale * (cond - uncond)
     guided = torch.distributions.Categorical(logits=mixed)
     drawn = torch.distributions.Categorical(logits=filtered(mixed, Sampling(**settings)))

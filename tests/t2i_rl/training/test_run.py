@@ -22,6 +22,7 @@ from t2i_rl.pictures.strips import draw_progress
 from t2i_rl.training import checkpoints
 from t2i_rl.training.run import best_step
 from t2i_rl.training.trainer import Trainer
+from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import DEATHS, DIES_AT, STEPS, Brightness, train_words
 
 pytestmark = pytest.mark.usefixtures("brightness")
@@ -274,6 +275,55 @@ def test_more_steps(finished: Path, tmp_path: Path):
     assert [row["step"] for row in without_time(run)] == list(range(STEPS + 2))
     assert json.loads((run / "config.json").read_text())["steps"] == STEPS + 1
     assert (run / "samples.png").exists() and (run / f"samples/step-{STEPS + 1:06d}.png").exists()
+
+
+NEWER = ("beta", "dynamic_clip", "sampling")  # settings that older runs did not write
+
+
+def test_a_run_of_before_goes_on_as_it_began(finished: Path, tmp_path: Path):
+    """Its held-out images were drawn as those of training, and its beta was the method's."""
+    run = copied(finished, tmp_path)
+    written = json.loads((run / "config.json").read_text())
+    drawn = {**written["rollout"]["sampling"], "guidance_scale": 3.0}
+    kept = {
+        part: {name: value for name, value in written[part].items() if name not in NEWER}
+        for part in ("update", "evaluation")
+    }
+    edit(run / "config.json", rollout={**written["rollout"], "sampling": drawn}, **kept)
+    for checkpoint in checkpoints.complete(run / "checkpoints"):
+        settings = json.loads((checkpoint / "complete.json").read_text())["settings"]
+        parts = {name: name.split(".") for name in settings}
+        before = {
+            name: settings[name]
+            for name, (part, *below) in parts.items()
+            if part == "rollout" or not {*below} & {*NEWER}
+        }
+        edit(checkpoint / "complete.json", settings=before | {"rollout.sampling.guidance_scale": 3.0})
+    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1)]) == 0
+    found = json.loads((run / "config.json").read_text())
+    assert found["evaluation"]["sampling"] == drawn and found["update"]["beta"] is None
+
+
+def test_held_out_images_are_drawn_at_the_models_own_guidance(
+    finished: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Training at another guidance leaves the untrained policy's held-out score as it was."""
+    out = tmp_path / "run"
+    more = ("--rollout.sampling.guidance-scale", "1", "--steps", "1")
+    assert main(train_words(model, out, "cfg", *more)) == 0
+    written = json.loads((out / "config.json").read_text())
+    scales = [written[part]["sampling"]["guidance_scale"] for part in ("rollout", "evaluation")]
+    assert scales == [1.0, random_janus().default_guidance]
+    assert without_time(out)[0] == without_time(finished)[0]
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        "no preset: the defaults",
+        "guidance 1 in training, 5 on held-out prompts",
+    ]
+    assert said[2].startswith("3 of 3 held-out prompts are training prompts too")
+    other = tmp_path / "other"
+    assert main(train_words(model, other, "cfg", *more, "--evaluation.sampling.guidance-scale", "1")) == 0
+    assert without_time(other)[0] != without_time(finished)[0]
 
 
 def test_a_long_run_shows_evenly_spaced_evaluations(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
