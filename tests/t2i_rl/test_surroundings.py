@@ -7,7 +7,8 @@ import os
 import pwd
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,15 @@ from tests.t2i_rl.small_runs import train_words
 pytestmark = pytest.mark.usefixtures("brightness")
 
 
-@pytest.fixture
-def no_room() -> Iterator[Callable[[int], None]]:
-    """Call it, and no file grows beyond so many bytes: as under a quota, the error of writing names no file."""
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file grows beyond 64 bytes: as under a quota, the error of writing names no file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -55,21 +59,21 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
     ids=lambda words: words.split()[0],
 )
 def test_what_cannot_be_written_is_named_and_leaves_nothing(
-    words: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_room: Callable[[int], None]
+    words: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
-    no_room(64)
-    assert main(words.format(model=model, out=out).split()) == 2
+    with no_room():
+        code = main(words.format(model=model, out=out).split())
+    assert code == 2
     assert f"cannot use {out}" in sentence(capsys)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_cannot_begin_leaves_nothing(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_room: Callable[[int], None]
-):
+def test_a_run_that_cannot_begin_leaves_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = train_words(model, tmp_path / "run")
-    no_room(64)
-    assert main(words) == 2
+    with no_room():
+        code = main(words)
+    assert code == 2
     assert f"cannot use {tmp_path / 'run'}" in sentence(capsys)
     assert not list(tmp_path.iterdir())
 
@@ -170,10 +174,11 @@ def test_memory_has_many_words(error: Exception):
 
 
 def test_a_service_may_have_no_streams(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    assert main(train_words(model, tmp_path / "run", "grpo", "--steps", "1")) == 0
-    assert main(["fly"]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", None)
+        codes = main(train_words(model, tmp_path / "run", "grpo", "--steps", "1")), main(["fly"])
+    assert codes == (0, 2)
 
 
 def test_files_are_utf_8_whatever_the_locale(tmp_path: Path):
