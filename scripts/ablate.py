@@ -1,6 +1,6 @@
 """Train a grid of arms and seeds and put them side by side: one table, one figure.
 
-    python scripts/ablate.py --grid scripts/grids/main.toml --seeds 0 1 2
+    python scripts/ablate.py --grid scripts/grids/paper-cfg.toml --seeds 0 1 2 --processes 2 --threads 1
     python scripts/ablate.py --methods grpo cfg critical 'cfg[credit.statistic=k3]'
 
 A grid is a TOML file with one entry per arm: a method, or a table of settings as in a run file. What all arms share
@@ -13,16 +13,23 @@ stands in `[shared]`; without a model there, the tiny one is trained.
     k3 = "cfg[credit.statistic=k3]"
     four = {method = "cfg", rollout.group-size = 4}
 
-Each cell is a run folder of its own, ARM-SEED below `--out`. A finished cell is not trained again and a killed one is
-resumed, so the grid can be stopped at any time; cells that have not run are shown empty. Give several processes
-disjoint `--arms` or `--seeds` to fill the grid in parallel, then run once more for the whole table.
+Each cell is a run folder of its own, ARM-SEED below `--out`; arms of the same settings share the first one's. A
+finished cell is not trained again and a killed one goes on from its last checkpoint, so the same command can be stopped
+and given again at any time; cells that have not run are shown empty. The table is written anew whenever a cell is
+finished. Machines that share a folder take disjoint `--arms` or `--seeds`.
 """
 
+from __future__ import annotations
+
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -36,6 +43,9 @@ from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import DivergenceError, UserError
 from t2i_rl.settings import override, read_settings
 
+if TYPE_CHECKING:
+    from t2i_rl.reports.comparison import Arms
+
 METHODS = ("grpo", "cfg", "critical")
 
 
@@ -48,7 +58,10 @@ class Ablate:
         methods: a grid of methods alone, as in `t2i-rl train --method`; without a grid, grpo cfg critical.
         seeds: of the noise and the order of the prompts.
         arms: those that this process trains; all if not given. Every arm is in the table.
+        against: the arm that the table takes differences from; the first that has run if not given.
         steps: of every run; the grid's or the preset's if not given.
+        processes: cells trained at once.
+        threads: of each process; torch's own number if not given. With another number a run ends in other digits.
         out: folder of the cells, `table.md` and `curves.png`; if not given, runs/ablate/NAME of the grid.
     """
 
@@ -56,12 +69,18 @@ class Ablate:
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[str, ...] = ()
+    against: str | None = None
     steps: int | None = None
+    processes: int = 1
+    threads: int | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
         if self.grid is not None and self.methods:
             raise UserError("--grid and --methods both name the arms: give one of them")
+        for name, number in (("processes", self.processes), ("threads", self.threads)):
+            if number is not None and number < 1:
+                raise UserError(f"--{name} is {number}: it has to be at least 1")
 
     @property
     def folder(self) -> Path:
@@ -133,39 +152,79 @@ def train(config: TrainConfig) -> None:
         start(config)
 
 
+def set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def begin_worker(threads: int | None) -> None:
+    """A process that is left alone would train on, beside the one that the same command starts next."""
+    parent = parent_process()
+    assert parent is not None
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    set_threads(threads)
+
+
+def fill(cells: Sequence[TrainConfig], processes: int, threads: int | None) -> Iterator[None]:
+    """Train the cells in their order, so many at once; returns control after each."""
+    if processes == 1:
+        set_threads(threads)
+        for cell in cells:
+            yield train(cell)
+        return
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), begin_worker, (threads,))
+    try:
+        for done in as_completed([pool.submit(train, cell) for cell in cells]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def run_grid(asked: Ablate) -> None:
-    """Fill the cells that are asked for, then report on all."""
+    """Fill the cells that are asked for, and report on all."""
     if asked.grid is None:
         arms = {method: configured(method, method, {}, Path("--methods")) for method in asked.methods or METHODS}
     else:
         arms = read_grid(asked.grid)
-    for arm in asked.arms:
+    for arm in (*asked.arms, *([] if asked.against is None else [asked.against])):
         if arm not in arms:
             raise UserError(f"there is no arm {arm!r}: choose from {', '.join(arms)}")
+    folders: dict[str, str] = {}
+    for arm, config in arms.items():
+        folders[arm] = next((folders[other] for other in folders if arms[other] == config), arm)
     cells = {
-        (arm, seed): replace(config, out=asked.folder / f"{arm}-{seed}", seed=seed, steps=asked.steps or config.steps)
+        (arm, seed): replace(
+            config, out=asked.folder / f"{folders[arm]}-{seed}", seed=seed, steps=asked.steps or config.steps
+        )
         for arm, config in arms.items()
         for seed in asked.seeds
     }
     for config in cells.values():
         check_cell(config.out, config)
-    for seed in asked.seeds:
-        for arm in asked.arms or arms:
-            train(cells[arm, seed])
-
     from t2i_rl.outputs import write_atomically
     from t2i_rl.pictures.figures import ornament
-    from t2i_rl.reports.comparison import Finished, draw, read_run, table
+    from t2i_rl.reports.comparison import draw, table
 
-    found: dict[str, list[Finished]] = {arm: [] for arm in arms}
-    for (arm, _), config in cells.items():
+    wanted = {cells[arm, seed].out: cells[arm, seed] for seed in asked.seeds for arm in asked.arms or arms}
+    for _ in fill([*wanted.values()], asked.processes, asked.threads):
+        write_atomically(asked.folder / "table.md", table(finished(cells), asked.against))
+    with ornament("curves.png"):
+        draw(finished(cells), asked.folder / "curves.png", asked.against)
+    print(table(finished(cells), asked.against), end="")
+
+
+def finished(cells: Mapping[tuple[str, int], TrainConfig]) -> Arms:
+    """What the finished cells measured; an arm without any is there too."""
+    from t2i_rl.reports.comparison import Finished, read_run
+
+    found: dict[str, dict[int, Finished]] = {arm: {} for arm, _ in cells}
+    for (arm, seed), config in cells.items():
         run = read_run(config.out, config.steps, run_method(config).needs_reference)
         if run is not None:
-            found[arm].append(run)
-    write_atomically(asked.folder / "table.md", table(found))
-    with ornament("curves.png"):
-        draw(found, asked.folder / "curves.png")
-    print(table(found), end="")
+            found[arm][seed] = run
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

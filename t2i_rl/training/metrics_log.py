@@ -17,6 +17,7 @@ Names in `metrics.jsonl`:
 | policy_loss, grad_norm | of the last optimizer step; the norm before clipping |
 | learning_rate | of the last optimizer step |
 | updated_tokens | share of tokens that carry gradient |
+| credit_weight | mean weight of the updated tokens, before a running weight: how strongly rewards pull against the KL |
 | logprob_gap | largest difference between the sampler's and the trainer's log-probability of a token, in nats |
 | seconds/PHASE | wall time of sample, decode, score_wait (for the last scores, once all is sampled), update |
 | seconds/score | how long the scorer worked, most of it while the step went on sampling: no phase of its own |

@@ -147,4 +147,5 @@ class Trainer:
             "learning_rate": rate,
             "logprob_gap": gap,
             "updated_tokens": credit.mask.float().mean().item(),
+            "credit_weight": (credit.weight * credit.mask).sum().item() / max(1, credit.mask.sum().item()),
         }

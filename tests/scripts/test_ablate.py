@@ -5,35 +5,66 @@ from pathlib import Path
 
 import pytest
 
+from eval.tables.published import CRITICAL, GUIDANCE, ROWS
 from scripts.ablate import main, read_grid
 from t2i_rl.configuration.presets import preset
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
-from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.credit.critical import CriticalTokens
 
 GRIDS = sorted((Path(__file__).parents[2] / "scripts" / "grids").glob("*.toml"))
 
 
+PAPERS = {"paper-cfg": GUIDANCE, "paper-critical": CRITICAL}
+
+
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_the_arms_of_a_shipped_grid_differ(path: Path) -> None:
-    arms = read_grid(path)
-    assert len(arms) >= 4
-    settings = [(find_method(arm.method).credit, find_method(arm.method).dynamic, arm.rollout) for arm in arms.values()]
-    objectives = [find_method(arm.method).objective for arm in arms.values()]
-    assert len({*zip(settings, objectives, strict=True)}) == len(arms)
-    assert all(arm.model == "tiny" for arm in arms.values())
+def test_the_arms_of_a_shipped_grid_are_pulled_alike_and_differ(path: Path) -> None:
+    arms = {arm: (run_method(config), config) for arm, config in read_grid(path).items()}
+    assert len(arms) >= 3
+    assert len({method.objective.beta for method, _ in arms.values()}) == 1
+    assert all(config.model == "tiny" for _, config in arms.values())
+    settings = {(method.credit, method.dynamic, method.objective, config.rollout) for method, config in arms.values()}
+    if path.stem not in PAPERS:  # there one setting is a row of several tables
+        assert len(settings) == len(arms)
+    # What differs is written differently, so that what is the same is trained once.
+    assert len(settings) == len({(config.method, config.rollout) for _, config in arms.values()})
 
 
-def test_the_main_grid_holds_the_papers_methods_and_their_controls() -> None:
-    (path,) = (path for path in GRIDS if path.stem == "main")
-    arms = {arm: find_method(config.method) for arm, config in read_grid(path).items()}
-    assert len(arms) >= 12
-    for name in ("grpo", "cfg", "cfg-released", "critical", "critical-released"):
-        assert arms[name] is METHODS[name]
-    for part in ("initial", "structure", "similarity"):
-        assert arms[part].credit == CriticalTokens(parts=(part,))
-    assert arms["complement"].credit == CriticalTokens(keep="complement")
-    assert (arms["weight-on-all"].credit, arms["weight-on-all"].dynamic) == (
+@pytest.mark.parametrize("stem", PAPERS)
+def test_the_arms_of_a_papers_grid_are_the_rows_of_its_ablations(stem: str) -> None:
+    (path,) = (path for path in GRIDS if path.stem == stem)
+    printed = [row for row in ROWS if row.paper == PAPERS[stem] and (row.of or row.table == "table 1")]
+    met = set()
+    for arm in read_grid(path):
+        place, name = arm.split(" ", 1)
+        if place.startswith("F"):
+            continue
+        rows = {row.row for row in printed if row.table == f"table {place[1:]}"}
+        called = {row for row in rows if name in (row, f"{row}, 10 %", f"{row}, 30 %") or f"+ {name}" in row}
+        (found,) = called  # table 1 of the guidance paper: Janus-Pro + GRPO
+        met.add((place, found))
+    ablated = {(f"T{row.table.removeprefix('table ')}", row.row) for row in printed if row.of}
+    assert met >= ablated
+
+
+def test_the_settings_of_the_papers_rows() -> None:
+    cfg, critical = (read_grid(path) for stem in PAPERS for path in GRIDS if path.stem == stem)
+    arms = {arm: run_method(config) for arm, config in {**cfg, **critical}.items()}
+    assert arms["T1 GCPO"] == arms["T3a KL"] == arms["T3b histogram"] == METHODS["cfg"]
+    assert arms["T1 GRPO"].credit == METHODS["grpo"].credit and arms["T1 GRPO"].objective.beta == 0.03
+    alone = [arm for arm in arms if arm.startswith("F7") or (arm.startswith("T3 ") and "without" in arm)]
+    assert len(alone) == 9 + 7 and all(arms[arm].dynamic is None for arm in alone)
+    assert arms["T3 structure, without, 30 %"].credit == CriticalTokens(parts=("structure",), share=0.3)
+    assert arms["F7 complement"].credit == CriticalTokens(keep="complement")
+    assert arms["F7 random"].credit == METHODS["random"].credit
+    with_weight = {arm for arm, method in arms.items() if method == METHODS["critical"]}
+    same = {"T7 30 % critical, with", "T3 initial+structure+similarity, with", "T8 10:10:10", "T9 with", "T10 30 %"}
+    assert with_weight == same | {"T11 G=4", "T11 G=8", "T11 G=12"}
+    groups = [critical[f"T11 G={size}"].rollout for size in (4, 8, 12)]
+    assert [(rollout.group_size, rollout.prompts_per_step) for rollout in groups] == [(4, 8), (8, 8), (12, 8)]
+    assert (arms["T7 all tokens, with"].credit, arms["T7 all tokens, with"].dynamic) == (
         METHODS["grpo"].credit,
         METHODS["critical"].dynamic,
     )
@@ -91,6 +122,8 @@ def test_arguments_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     for words, says in (
         (["--grid", path, "--methods", "cfg"], "--grid and --methods both name the arms"),
         (["--grid", path, "--arms", "b"], "there is no arm 'b': choose from a"),
+        (["--grid", path, "--against", "b"], "there is no arm 'b': choose from a"),
+        (["--grid", path, "--threads", "0"], "--threads is 0: it has to be at least 1"),
         (["--grid", str(tmp_path / "absent.toml")], "absent.toml"),
         (["--methods", "ppo"], "there is no method 'ppo'"),
     ):
@@ -116,6 +149,7 @@ def test_a_grid_is_filled_cell_by_cell(model: Path, tmp_path: Path, capsys: pyte
         [arms]
         k3 = "cfg[credit.statistic=k3]"
         free = "grpo[objective.beta=0]"
+        again = "cfg[credit.statistic=k3]"
     """
     path, out = grid(tmp_path, text), tmp_path / "out"
     words = ["--grid", str(path), "--seeds", "0", "--out", str(out)]
@@ -123,12 +157,16 @@ def test_a_grid_is_filled_cell_by_cell(model: Path, tmp_path: Path, capsys: pyte
     def rows() -> list[list[str]]:
         table = (out / "table.md").read_text()
         assert capsys.readouterr().out.endswith(table)
-        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
     assert main([*words, "--arms", "k3"]) == 0
-    head, _, k3, free = rows()
-    assert head[:5] == ["arm", "seeds", "step 0", "step 1", "step 2"]
-    assert all(k3)
+    head, _, k3, free, same = rows()
+    assert head[:5] == ["arm", "seeds", "step 0", "step 2", "Δ"]
+    assert k3[head.index("weight")] == "0.50" and all(k3[:4] + k3[5:]) and not k3[4]
+    # An arm of the same settings is the same run.
+    assert same[:5] == ["again", *k3[1:4], "+0.000"]
+    assert {path.name for path in out.iterdir()} == {"k3-0", "table.md", "curves.png"}
     assert free[:2] == ["free", "0"] and not any(free[2:])
     trained = (out / "k3-0" / "metrics.jsonl").read_bytes()
 
@@ -140,16 +178,16 @@ def test_a_grid_is_filled_cell_by_cell(model: Path, tmp_path: Path, capsys: pyte
     (out / "free-0" / "config.json").unlink()
     assert main(words) == 0
     assert (out / "k3-0" / "metrics.jsonl").read_bytes() == trained
-    head, _, again, free = rows()
-    filled = dict(zip(head, free, strict=True))
-    assert again[:5] == k3[:5]
-    assert filled.pop("KL") == "" and all(filled.values())  # without beta there is no reference
+    head, _, again, free, _ = rows()
+    columns = dict(zip(head, free, strict=True))
+    assert again[:4] == k3[:4]
+    assert columns.pop("KL") == "" and all(columns.values())  # without beta there is no reference
     assert (out / "curves.png").exists()
 
     # More steps: both cells go on from their checkpoints.
-    assert main([*words, "--steps", "3", "--arms", "k3"]) == 0
+    assert main([*words, "--steps", "3", "--arms", "again", "--against", "k3"]) == 0
     assert (out / "k3-0" / "metrics.jsonl").read_bytes().startswith(trained)
-    assert [row[1] for row in rows()[2:]] == ["1", "0"]
+    assert [row[1] for row in rows()[2:]] == ["1", "0", "1"]
 
     path.write_text(text.replace("statistic=k3", "statistic=ig"))
     assert main(words) == 2
