@@ -38,6 +38,7 @@ class Finished:
 
     means: by metric and category, the mean over the images of each prompt, in the order of the prompts.
     mean_of: by metric, what its overall figure is a mean of: `images` or `categories`.
+    judged_by: by metric, the key of its scorer among `scorers`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Finished:
     scorers: Mapping[str, str]
     means: Mapping[str, Mapping[str, Float[ndarray, " P"]]]
     mean_of: Mapping[str, str]
+    judged_by: Mapping[str, str]
 
 
 def read_run(folder: Path) -> Finished:
@@ -67,7 +69,9 @@ def read_run(folder: Path) -> Finished:
                 category: np.array([np.mean(prompts[index]) for index in sorted(prompts)])
                 for category, prompts in by_category.items()
             }
-        return Finished(str(folder), settings, scorers, means, {name: one["mean_of"] for name, one in metrics.items()})
+        mean_of = {name: metric["mean_of"] for name, metric in metrics.items()}
+        judged_by = {name: metric["scorer"] for name, metric in metrics.items()}
+        return Finished(str(folder), settings, scorers, means, mean_of, judged_by)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no finished evaluation ({error!r}): run t2i-rl eval again") from error
 

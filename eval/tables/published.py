@@ -2,7 +2,8 @@
 
 `gcpo_papers.json` holds the tables of the two papers, typed from their text, one object a row. Each row becomes one of
 `ROWS` for every benchmark that it has figures of; the number of its table is its source. What a later table repeats of
-a row is left out. Guidance, seeds, images per prompt and versions of scorers may differ from ours.
+a row is left out. Guidance, seeds and versions of scorers may differ from ours; prompts, images of each and judges may
+not (`eval.tables.terms`).
 """
 
 import json
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmark import OVERALL
+from eval.tables.compare import Finished
+from eval.tables.terms import TERMS
 from t2i_rl.errors import UserError
 
-PROMPTS = {"geneval": 553, "t2i-compbench": 2400, "drawbench": 200, "hps": 3200}  # of the benchmarks' own
 DATA = Path(__file__).with_name("gcpo_papers.json")
 GUIDANCE = "arXiv:2605.29198"  # Guidance Contrastive
 CRITICAL = "arXiv:2509.22485"  # Group Critical-token
@@ -65,7 +67,8 @@ class Published:
     @property
     def label(self) -> str:
         row = f"{self.of}: {self.row}" if self.of else self.row
-        return f"published: {row} ({'; '.join([f'{self.paper}, {self.table}', *self.costs])})"
+        unseen = ["of which prompts is not known"] if self.benchmark == "hps" else []
+        return f"published: {row} ({'; '.join([f'{self.paper}, {self.table}', *self.costs, *unseen])})"
 
 
 def row_name(row: Mapping[str, Any]) -> str:
@@ -105,8 +108,12 @@ def read_rows() -> tuple[Published, ...]:
 ROWS = read_rows()
 
 
-def rows_of(benchmark: str, prompts: int, metrics: Sequence[str]) -> list[Published]:
-    """What is published of these figures. Raises UserError for a benchmark of other prompts, or without any."""
+def rows_of(runs: Sequence[Finished], metrics: Sequence[str]) -> list[Published]:
+    """What is published of these figures of the runs, which are all of one benchmark.
+
+    Raises UserError for a benchmark without any, and for a run with other prompts, images of each or judges.
+    """
+    benchmark = runs[0].settings["benchmark"]
     found = [row for row in ROWS if row.benchmark == benchmark and any(metric in metrics for metric, _ in row.figures)]
     if not found:
         known = dict.fromkeys((row.benchmark, metric) for row in ROWS for metric, _ in row.figures)
@@ -114,9 +121,12 @@ def rows_of(benchmark: str, prompts: int, metrics: Sequence[str]) -> list[Publis
             f"no figure of {benchmark} is known to be published, only of "
             f"{', '.join(f'{name} ({metric})' for name, metric in known)}: leave out --published"
         )
-    if prompts != PROMPTS[benchmark]:
-        raise UserError(
-            f"what is published of {benchmark} is of its {PROMPTS[benchmark]} prompts, but these runs have {prompts}: "
-            "leave out --published"
-        )
+    stated = {metric for row in found for metric, _ in row.figures}
+    shown = [metric for metric in metrics if metric in stated]
+    for run in runs:
+        if differences := TERMS[benchmark].differences(run, shown):
+            raise UserError(
+                f"what is published of {benchmark} cannot stand beside {run.name}, which has "
+                f"{' and '.join(differences)}: leave out --published"
+            )
     return found

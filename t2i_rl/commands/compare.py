@@ -18,7 +18,8 @@ class Compare:
     Attributes:
         runs: the folders that t2i-rl eval wrote; the others are compared with the first.
         out: files to write the table into: .md, .tex or .csv by their suffix.
-        published: add what the two papers' tables state of these figures, each row with its table.
+        published: add what the two papers' tables state of these figures, each row with its table; refused for runs of
+            other prompts, another number of images of each, or by other judges than the papers'.
         draws: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -50,8 +51,7 @@ def compare(arguments: Sequence[str]) -> None:
             raise UserError(f"{path} is no kind of table: end its name in {', '.join(WRITERS)}")
     runs = [read_run(path) for path in wanted.runs]
     comparison = compare_runs(runs, wanted.draws, wanted.seed)
-    settings = runs[0].settings
-    stated = rows_of(settings["benchmark"], settings["prompts"], shared_metrics(runs)) if wanted.published else []
+    stated = rows_of(runs, shared_metrics(runs)) if wanted.published else []
     for path in wanted.out:
         write_atomically(path, WRITERS[path.suffix](comparison, stated))
     print(markdown(comparison, stated), end="")

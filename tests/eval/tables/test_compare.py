@@ -11,10 +11,10 @@ import pytest
 from eval.benchmark import OVERALL, Benchmark, Metric, RewardScorer
 from eval.images import Generation
 from eval.runner import run
-from eval.tables import published
 from eval.tables.compare import Finished, compare, drawn, interval, read_run
 from eval.tables.compare_table import as_csv, columns, latex, markdown
-from eval.tables.published import rows_of
+from eval.tables.published import ROWS
+from eval.tables.terms import TERMS, Terms
 from models.janus.policy import JanusPolicy
 from t2i_rl.cli import main
 from t2i_rl.errors import UserError
@@ -27,7 +27,8 @@ SETTINGS = {"benchmark": "small", "prompts_sha256": "1", "rules": {}}
 
 def finished(name: str, means: dict[str, np.ndarray], mean_of: str = "images", **more) -> Finished:
     settings = SETTINGS | more
-    return Finished(name, settings, {"pixel": settings.get("scorer", "x")}, {"score": means}, {"score": mean_of})
+    scorers = {"pixel": settings.get("scorer", "x")}
+    return Finished(name, settings, scorers, {"score": means}, {"score": mean_of}, {"score": "pixel"})
 
 
 def test_the_interval_is_that_of_the_mean():
@@ -69,7 +70,7 @@ def test_runs_that_were_not_judged_alike(more: dict, message: str):
 
 
 def test_runs_without_a_common_figure():
-    other = Finished("b", SETTINGS, {}, {"beauty": {"all": np.ones(2)}}, {"beauty": "images"})
+    other = Finished("b", SETTINGS, {}, {"beauty": {"all": np.ones(2)}}, {"beauty": "images"}, {"beauty": "x"})
     with pytest.raises(UserError, match="a, b have no figure in common"):
         compare([finished("a", {"all": np.ones(2)}), other])
 
@@ -97,7 +98,7 @@ def test_a_run_is_read_as_it_was_summarised(runs: list[Path]):
 
 def test_the_tables_hold_the_same_figures(runs: list[Path]):
     held = [read_run(path) for path in runs]
-    comparison, stated = compare(held, 50), rows_of("hps", 3200, ["hpsv2"])
+    comparison, stated = compare(held, 50), [row for row in ROWS if row.benchmark == "hps"]
     lines = list(csv.DictReader(io.StringIO(as_csv(comparison, stated))))
     assert len(lines) == 3 * 4 + len(stated)
     text = markdown(comparison, stated).splitlines()
@@ -112,8 +113,8 @@ def test_the_tables_hold_the_same_figures(runs: list[Path]):
 
 def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     assert main(["compare", *map(str, runs), "--published"]) == 2
-    assert "is of its 3200 prompts, but these runs have 3" in capsys.readouterr().err
-    monkeypatch.setitem(published.PROMPTS, "hps", 3)
+    assert f"{runs[0]}, which has 3 prompts instead of 3200 and 2 instead of 1 images" in capsys.readouterr().err
+    monkeypatch.setitem(TERMS, "hps", Terms(3, None, 2, {"hpsv2": ("pixels", "by pixel")}))
     out = [tmp_path / f"table{suffix}" for suffix in (".md", ".tex", ".csv")]
     words = [*map(str, runs), "--published", "--draws", "20", "--out", *map(str, out)]
     assert main(["compare", *words]) == 0
@@ -140,13 +141,13 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
 
 def test_published_figures_stand_in_their_columns():
     means = {tag: np.array([0.5, 0.25]) for tag in ("counting", "position", "colors")}
+    settings = {**SETTINGS, "benchmark": "geneval"}
     runs = [
-        Finished(name, {**SETTINGS, "benchmark": "geneval"}, {}, {"correct": means}, {"correct": "categories"})
+        Finished(name, settings, {}, {"correct": means}, {"correct": "categories"}, {"correct": "geneval"})
         for name in ("a", "b")
     ]
-    head, _, *rows = (
-        line.split(" | ") for line in markdown(compare(runs, 5), rows_of("geneval", 553, ["correct"])).splitlines()
-    )
+    stated = [row for row in ROWS if row.benchmark == "geneval"]
+    head, _, *rows = (line.split(" | ") for line in markdown(compare(runs, 5), stated).splitlines())
     row = next(row for row in rows if "Janus-Pro-7B (arXiv:2509.22485" in row[0])
     assert dict(zip(head[1:], (one.rstrip(" |") for one in row[1:]), strict=True)) == {
         "correct": "0.8", "counting": "0.59", "position": "0.79", "colors |": "0.9",
