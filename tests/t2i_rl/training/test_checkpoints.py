@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up_at_the_end(
 
 
 def test_a_full_disk_at_the_first_checkpoint(tmp_path: Path, optimizer: torch.optim.Optimizer):
-    with pytest.raises(UserError, match="delete the run and start again"), no_file_above(10_000):
+    with pytest.raises(UserError, match="--resume begins the run anew"), no_file_above(10_000):
         save(tmp_path, 1, optimizer)
     assert not names(tmp_path)
 
