@@ -15,6 +15,8 @@ from torch import Tensor
 
 from models.policy import TokenLayout
 
+RESOLUTION = 2.0**-24  # of similarities: what float32 resolves just below 1
+
 
 def local_mean(
     values: Float[Tensor, "... h w"], neighbours: Literal["causal", "box"] = "causal"
@@ -68,16 +70,23 @@ def relative_to_map(values: Float[Tensor, "... N"], layout: TokenLayout) -> Floa
 def similarity(embeddings: Float[Tensor, "P G N E"]) -> Float[Tensor, "P N"]:
     """Mean cosine between the group's tokens at the same position, over the G (G - 1) ordered pairs.
 
-    arXiv:2509.22485, eq. 5.
-
     Without forming pairs: `(|sum_g u_g|^2 - sum_g |u_g|^2) / (G (G - 1))` for unit vectors u. The norm is floored
     at 1e-8, so a zero vector resembles nothing (0). Raises ValueError for groups of one image.
+
+    Positions at which the same codes meet are equal to the bit, whichever image has which: the sums are float64, and
+    the result is rounded to `RESOLUTION`. So ties go by position, not by rounding errors.
     """
     group = embeddings.shape[1]
     if group < 2:
         raise ValueError("a group of one image has no similarity: sample at least 2 images per prompt")
-    unit = F.normalize(embeddings.float(), dim=-1, eps=1e-8)
-    return (unit.sum(1).square().sum(-1) - unit.square().sum((1, 3))) / (group * (group - 1))
+
+    def of_group(images: Float[Tensor, "G N E"]) -> Float[Tensor, " N"]:
+        unit = F.normalize(images.double(), dim=-1, eps=1e-8)
+        return (unit.sum(0).square().sum(-1) - unit.square().sum((0, 2))) / (group * (group - 1))
+
+    # Group by group: the copies in float64 are large.
+    alike = torch.stack([of_group(images) for images in embeddings])
+    return ((alike / RESOLUTION).round() * RESOLUTION).float()
 
 
 def running_divergence(

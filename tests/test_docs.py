@@ -2,12 +2,15 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from t2i_rl.cli import main
+from t2i_rl.commands.train import resolve
+from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.presets import PRESETS
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.methods.catalogue import METHODS, find_method
@@ -67,6 +70,18 @@ def test_the_table_of_presets_is_the_presets() -> None:
         found = run_method(config)
         assert float(beta) == found.objective.beta
         assert clip == ("–" if found.dynamic is None else f"{found.dynamic.clip:g}")
+
+
+def test_what_is_not_as_released_can_be_had() -> None:
+    """Each row of the table changes a setting of the preset, to one that goes with the others."""
+    preset = "janus-pro-7b-geneval-cfg-released"
+    cells = [row[-1] for row in rows("| what | the release | the preset | as released with")]
+    commands = [command for cell in cells for command in re.findall(r"`(--[^`]+)`", cell)]
+    assert len(commands) == 6
+    for command in commands:
+        config = resolve(["--preset", preset, *shlex.split(command)])
+        assert config != PRESETS[preset]
+        check_settings(config, run_method(config))
 
 
 EQUATIONS = rows("| equation | what it says")

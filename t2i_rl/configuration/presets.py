@@ -114,8 +114,13 @@ LLAMAGEN = replace(
     rollout=replace(without_guidance.rollout, sampling=Sampling(guidance_scale=1.0)),
     update=replace(without_guidance.update, warmup_steps=90, schedule="cosine", final_ratio=0.1),
 )
-# As released: no accumulation. One epoch there, of a number of prompts that we do not know: the paper's steps here.
-LLAMAGEN_RELEASED = replace(released(LLAMAGEN), rollout=replace(LLAMAGEN.rollout, prompts_per_step=8))
+# As released: no accumulation; images are compared by the codebook's vectors. One epoch there, of a number of prompts
+# that we do not know: the paper's steps here.
+LLAMAGEN_RELEASED = replace(
+    released(LLAMAGEN),
+    method="critical-released[credit.embedding=codebook]",
+    rollout=replace(LLAMAGEN.rollout, prompts_per_step=8),
+)
 # The paper has results of STAR (its table 4) and no settings: those of the 1B column for HPS, and the model's guidance.
 # Its tokens are drawn scale by scale, so a scale's tokens share one weight (docs/methods.md: ours).
 small = CRITICAL["janus-pro-1b-hps"]

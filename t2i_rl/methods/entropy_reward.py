@@ -21,9 +21,9 @@ OnZeroStd = Literal["skip", "released"]
 class EntropyReward:
     """STAGE's bonus for the best images, also in the release of arXiv:2605.29198: keep the reference's entropy.
 
-    Images whose reward is the batch's highest get `coefficient * (b - mean of their b)` on top, with
+    Images whose reward is the highest of their group get `coefficient * (b - mean of their b)` on top, with
     `b = 1 / (1 + (reference - entropy)^2)`, entropies in nats, averaged over the tokens of the image. For verifiable
-    rewards, where many images share the highest.
+    rewards, where many images share the highest. The release compares all images of a process: those of one prompt.
 
     on_zero_std: in a group of equal rewards this bonus is all there is, and normalizing blows it up to advantages of
         full size. `skip`: such a group gets none; `released`: it does.
@@ -39,9 +39,9 @@ class EntropyReward:
         self, rewards: Float[Tensor, "P G"], entropy: Float[Tensor, "P G"], reference: Float[Tensor, "P G"]
     ) -> Float[Tensor, "P G"]:
         """The rewards with the bonus; entropies are those of the conditional distribution."""
-        best = rewards == rewards.max()
+        best = rewards == rewards.amax(-1, keepdim=True)
         if self.on_zero_std == "skip":
             best = best & ~zero_variance(rewards)[:, None]
         kept = 1 / (1 + (reference - entropy).square())
-        mean = (kept * best).sum() / best.sum().clamp(min=1)
+        mean = (kept * best).sum(-1, keepdim=True) / best.sum(-1, keepdim=True).clamp(min=1)
         return rewards + self.coefficient * (kept - mean) * best

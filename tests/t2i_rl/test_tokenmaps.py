@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.policy import TokenLayout
+from t2i_rl.methods.credit.critical import lowest
 from t2i_rl.tokenmaps import (
     entropy_gradient,
     gradient_magnitude,
@@ -57,6 +58,27 @@ def test_similarity_is_the_mean_cosine_of_the_pairs() -> None:
     unit = embeddings / embeddings.norm(dim=-1, keepdim=True).clamp(min=1e-8)
     pairs = [(unit[:, a] * unit[:, b]).sum(-1) for a in range(4) for b in range(4) if a != b]
     torch.testing.assert_close(similarity(embeddings), torch.stack(pairs).mean(0))
+
+
+@given(
+    codes=st.lists(st.lists(st.integers(0, 3), min_size=12, max_size=12), min_size=2, max_size=8),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_order_of_the_group_does_not_change_which_positions_are_least_alike(
+    codes: list[list[int]], seed: int, data: st.DataObject
+) -> None:
+    """Of four codes many positions have the same ones: their ties go by position, in any order of the images."""
+    vectors = random(4, 32, seed=seed)[torch.tensor(codes)]
+    order = data.draw(st.permutations(range(len(codes))))
+    found, permuted = similarity(vectors[None]), similarity(vectors[None, order])
+    assert torch.equal(found, permuted)
+    kept = [lowest(values, 5, values.isfinite()) for values in (found, permuted)]
+    assert torch.equal(*kept)
+    # The same codes in another distribution over the images are the same similarity too.
+    turned = torch.stack([column[torch.arange(len(codes)).roll(t)] for t, column in enumerate(vectors.unbind(1))], 1)
+    assert torch.equal(found, similarity(turned[None]))
 
 
 def test_similarity_of_one_image_is_refused() -> None:

@@ -77,6 +77,12 @@ def test_the_clip_of_the_running_weight_by_model(column: str) -> None:
     assert paper.objective == released.objective
 
 
+def test_llamagen_compares_images_by_the_codebook_as_released() -> None:
+    kinds = {name: run_method(PRESETS[name]).credit.embeddings for name in FULL if "critical" in name}
+    assert kinds.pop("llamagen-256-hps-critical-released") == "codebook"
+    assert {*kinds.values()} == {"lm_input"}
+
+
 def test_adam_of_the_paper_and_of_the_launch_script() -> None:
     assert PRESETS["janus-pro-7b-geneval-cfg"].update.betas == (0.99, 0.999)
     assert PRESETS["janus-pro-7b-geneval-cfg-released"].update.betas == (0.9, 0.999)

@@ -17,7 +17,7 @@ from t2i_rl.methods.advantages import (
     win_rates,
     zero_variance,
 )
-from t2i_rl.methods.entropy_reward import EntropyReward
+from t2i_rl.methods.entropy_reward import EntropyReward, OnZeroStd
 from t2i_rl.methods.reward_mixing import normalize_then_sum, weighted_sum
 
 SCALES: list[Scale | AdvantageRule] = [
@@ -138,3 +138,16 @@ def test_the_entropy_reward_favours_best_images_near_the_reference_and_skips_equ
     assert not torch.equal(EntropyReward(on_zero_std="released")(rewards, entropy, reference)[1], rewards[1])
     with pytest.raises(UserError, match="no on_zero_std 'keep'"):
         EntropyReward(on_zero_std="keep")
+
+
+@pytest.mark.parametrize("on_zero_std", ["skip", "released"])
+def test_the_entropy_reward_compares_the_images_of_one_prompt(on_zero_std: OnZeroStd) -> None:
+    """The best of a hard prompt are its best, whatever others earn; their bonus is around their own mean."""
+    rewards = torch.tensor([[0.2, 0.5, 0.5, 0.0], [1.0, 0.0, 1.0, 1.0]])
+    entropy, reference = torch.tensor([[4.0, 3.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0]]), torch.full((2, 4), 3.0)
+    bonus = EntropyReward(on_zero_std=on_zero_std)
+    found = bonus(rewards, entropy, reference)
+    # b = 1 and 1 / 5 for the two best of the first prompt: half their difference, times 0.4.
+    torch.testing.assert_close(found[0] - rewards[0], torch.tensor([0.0, 0.16, -0.16, 0.0]))
+    alone = [bonus(*(values[prompt : prompt + 1] for values in (rewards, entropy, reference))) for prompt in (0, 1)]
+    assert torch.equal(found, torch.cat(alone))
