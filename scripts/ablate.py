@@ -153,9 +153,9 @@ def train(config: TrainConfig) -> None:
 
 
 def set_threads(threads: int | None) -> None:
-    import torch
-
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval.tables.published import CRITICAL, GUIDANCE, ROWS
+from scripts import ablate
 from scripts.ablate import main, read_grid
 from t2i_rl.configuration.presets import preset
 from t2i_rl.configuration.run_method import run_method
@@ -192,3 +193,13 @@ def test_a_grid_is_filled_cell_by_cell(model: Path, tmp_path: Path, capsys: pyte
     path.write_text(text.replace("statistic=k3", "statistic=ig"))
     assert main(words) == 2
     assert "was trained with method 'cfg[credit.statistic=k3]'" in capsys.readouterr().err
+
+
+def test_several_processes_fill_the_cells_and_say_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablate, "train", Path.mkdir)  # any work that another process can be handed
+    a, b = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(FileExistsError):
+        [*ablate.fill([a, b, a], processes=2, threads=None)]
+    assert a.is_dir() and b.is_dir()
