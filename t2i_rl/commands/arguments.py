@@ -94,7 +94,7 @@ class Drawing:
 
         from models.registry import load
 
-        return load(model, getattr(torch, self.dtype), self.device)
+        return load(model, getattr(torch, self.dtype), self.device, draws=True)
 
     def load(self) -> tuple[Policy, Sampling]:
         """The model, and how it is sampled."""

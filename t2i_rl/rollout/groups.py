@@ -9,7 +9,18 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from models.policy import Condition, Policy
+from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
+
+
+def pixels(policy: Policy, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
+    """The samples of a model that draws. Raises UserError for one that answers in text."""
+    samples = policy.decode(tokens)
+    if isinstance(samples, list):
+        raise UserError(
+            "the model answers in text, and here pictures are looked at: choose one that draws (t2i-rl models)"
+        )
+    return samples
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Rollout:
 
     def images(self, policy: Policy) -> UInt8[Tensor, "P G 3 H W"]:
         """Decode the pixels."""
-        return policy.decode(self.tokens.flatten(0, 1)).unflatten(0, self.tokens.shape[:2])
+        return pixels(policy, self.tokens.flatten(0, 1)).unflatten(0, self.tokens.shape[:2])
 
 
 def concatenate(rollouts: Sequence[Rollout], condition: Condition) -> Rollout:
