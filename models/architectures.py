@@ -10,14 +10,25 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, JanusConfig, LlamaConfig, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    JanusConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+    T5Config,
+    T5EncoderModel,
+)
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from models.errors import ModelError
 from models.janus.checkpoint import on_meta
 from models.llamagen.transformer import LlamaGenTransformer
-from models.registry import TINY, ModelEntry, find
+from models.qwen_vl.checkpoint import KINDS
+from models.registry import MODELS, TINY, ModelEntry, find
 from models.star.transformer import StarSizes, StarTransformer
 from models.star.vae import StarVae
 
@@ -33,12 +44,55 @@ LLAMAGEN_XL: Sizes = {
 CAPTION_ROWS, CAPTION_WIDTH = 120, 2048  # LlamaGen's, of flan-T5-XL
 STAR_DEPTH, STAR_WIDTH, STAR_CLASSES, CLIP_WIDTH = 30, 1920, 1001, 1024
 
+QWEN2_5_7B: Sizes = {
+    "text_config": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+    },
+}
+QWEN3_8B: Sizes = {
+    "text_config": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 12288,
+    },
+    "vision_config": {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "patch_size": 16,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+        "out_hidden_size": 4096,
+    },
+}
+QWEN: dict[str, tuple[PreTrainedConfig, int]] = {  # and the longest answer that the papers allow
+    "qwen2.5-vl-7b": (Qwen2_5_VLConfig(tie_word_embeddings=False, **QWEN2_5_7B), 2048),
+    "qwen3-vl-8b": (Qwen3VLConfig(tie_word_embeddings=False, **QWEN3_8B), 8192),
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
     """A model as modules without storage.
 
-    module: what the family's checkpoint holds: the whole of Janus, the transformer of the others.
+    module: what the family's checkpoint holds: the whole of Janus and Qwen-VL, the transformer of the others.
     parts: all of the model by what it is for, without overlap; the first part is what training changes by default.
     layers, head: what every token goes through.
     width, kv_width, mlp: channels of a token's queries, of its keys, and inside the MLP.
@@ -92,10 +146,10 @@ def linear_weights(module: nn.Module) -> int:
 def architecture(name: str) -> Architecture:
     """The architecture of a model that has a name. Raises ModelError for another."""
     entry = find(name)
-    if entry.family is None or entry.scales is None:
+    if entry.name not in MODELS or entry.family is None:
         raise ModelError(f"the architecture of {name} is not written down: give the name of a model (t2i-rl models)")
     with torch.device("meta"):
-        return {"janus": _janus, "llamagen": _llamagen, "star": _star}[entry.family](entry)
+        return {"janus": _janus, "llamagen": _llamagen, "star": _star, "qwen_vl": _qwen_vl}[entry.family](entry)
 
 
 def _vq(side: int) -> JanusVQVAEConfig:
@@ -220,4 +274,23 @@ def _star(entry: ModelEntry) -> Architecture:
     layers, head, width = transformer.blocks, transformer.head_logits, sizes.width
     return Architecture(
         "star", transformer, parts, layers, head, width, width, sizes.mlp, blocks, sizes.codes, frozen, False
+    )
+
+
+def _qwen_vl(entry: ModelEntry) -> Architecture:
+    config, answer = QWEN[entry.name]
+    model: Any = KINDS[config.model_type](config)
+    text: Any = config.text_config
+    head_size = text.hidden_size // text.num_attention_heads
+    return Architecture(
+        "qwen_vl",
+        model,
+        {"text model and vision tower": (model,)},
+        model.model.language_model.layers,
+        model.lm_head,
+        text.hidden_size,
+        text.num_key_value_heads * head_size,
+        text.intermediate_size,
+        (1,) * answer,
+        text.vocab_size,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,7 +20,8 @@ from models.errors import ModelError
 from models.files.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of
 from models.files.checkpoint import read_json
 from models.files.tensors import check_no_others, check_tensors, read_tensors
-from models.policy import Condition, Policy, State
+from models.policy import Condition, Policy, Samples, State
+from models.question import Question
 
 # What peft can do besides, and what stands for not doing it: such adapters are refused.
 VARIANTS = {"bias": "none"} | dict.fromkeys(
@@ -41,6 +42,7 @@ class LoraPolicy:
         """model: peft's `PeftModel` around the module of `adapted`."""
         self.base, self.adapted, self.model = base, adapted, model
         self.layout, self.default_guidance = base.layout, base.default_guidance
+        self.stop_tokens, self.never = base.stop_tokens, base.never
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -58,7 +60,9 @@ class LoraPolicy:
     def layers(self) -> torch.nn.ModuleList:
         return self.adapted.layers
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+    def encode(
+        self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
+    ) -> Condition:
         return self.adapted.encode(prompts, negative_prompts)
 
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
@@ -84,7 +88,7 @@ class LoraPolicy:
     ) -> Float[Tensor, "R N E"]:
         return self.adapted.token_embeddings(tokens, kind)
 
-    def decode(self, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
+    def decode(self, tokens: Int[Tensor, "R N"]) -> Samples:
         return self.adapted.decode(tokens)
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:

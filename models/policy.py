@@ -1,11 +1,13 @@
-"""The protocol of an autoregressive text-to-image policy, and the two nouns it speaks in.
+"""The protocol of an autoregressive policy, and the nouns it speaks in.
 
-Legend of the shapes used everywhere: `P` prompts, `G` images per prompt (the group), `R = P * G` rows,
+Legend of the shapes used everywhere: `P` prompts, `G` samples per prompt (the group), `R = P * G` rows,
 prompt-major; `K` guidance branches (0 conditional, 1 unconditional), leading and never interleaved;
-`N` image tokens, `V` codebook size, `(h, w)` a token map.
+`N` tokens, `V` codebook size, `(h, w)` a token map.
 
 Decoding is a sequence of blocks of tokens: N blocks of one token for a raster model (Janus-Pro,
 LlamaGen), one block per scale for a next-scale model (STAR). The sampler and the trainer know only this.
+A sample is a picture of N tokens, or a text of at most N: a map of height 1 whose rows end at a stop token.
+What stands behind a row's end is any token, and nothing that it holds reaches what is before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +19,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from models.question import Question
+
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where image tokens lie and how they are decoded.
+    """Where tokens lie and how they are decoded.
 
     maps: (height, width) of each two-dimensional map, in token order, each row by row from the top left.
     blocks: how many tokens each decoding step yields.
@@ -45,7 +49,10 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the prompts become: one tensor `[K, P, ...]` per name, opaque outside its model family."""
+    """What the prompts become: one tensor `[K, P, ...]` per name, opaque outside its model family.
+
+    prompts: what each is known by, `models.question.Question.key`.
+    """
 
     prompts: tuple[str, ...]
     tensors: Mapping[str, Tensor]
@@ -60,20 +67,23 @@ class Condition:
         return type(self)(tuple(self.prompts[row] for row in rows), tensors)
 
     def repeat(self, group_size: int) -> Self:
-        """One row per image: each prompt `group_size` times, prompt-major."""
+        """One row per sample: each prompt `group_size` times, prompt-major."""
         return self.take([row for row in range(len(self)) for _ in range(group_size)])
 
 
 State = Any  # of one decoding run; every family has its own
+Samples = UInt8[Tensor, "R 3 H W"] | list[str]  # one per row
 
 
 class Policy(Protocol):
-    """An autoregressive image model, with gradients where the trainer needs them.
+    """An autoregressive model of pictures or of answers, with gradients where the trainer needs them.
 
     Results for a prompt do not depend on what else is in its batch.
     """
 
     layout: TokenLayout
+    stop_tokens: tuple[int, ...]  # that end a row and belong to it; none where every row has all N tokens
+    never: tuple[int, ...]  # tokens that are not drawn, whatever their probability
     default_guidance: float  # the scale that the checkpoint asks to be sampled with
     gradient_checkpointing: bool  # whether `hidden` keeps only each layer's input for the backward pass
 
@@ -87,8 +97,13 @@ class Policy(Protocol):
         """The transformer layers among them."""
         ...
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
-        """The conditional branch of each prompt and its unconditional one (or a negative prompt's)."""
+    def encode(
+        self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
+    ) -> Condition:
+        """The conditional branch of each prompt and its unconditional one (or a negative prompt's).
+
+        A model without an unconditional branch has the first alone, unless there are negative prompts.
+        """
         ...
 
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
@@ -112,17 +127,17 @@ class Policy(Protocol):
         ...
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        """Image logits, float32. Apart from the trunk, so that it runs in chunks and only where needed."""
+        """Logits, float32. Apart from the trunk, so that it runs in chunks and only where needed."""
         ...
 
     def token_embeddings(
         self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]
     ) -> Float[Tensor, "R N E"]:
-        """The tokens as the language model reads them, or as the image decoder does."""
+        """The tokens as the language model reads them, or as the image decoder does. Raises ModelError without one."""
         ...
 
-    def decode(self, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
-        """Pixels."""
+    def decode(self, tokens: Int[Tensor, "R N"]) -> Samples:
+        """Pixels, or the texts up to each row's end."""
         ...
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:

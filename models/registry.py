@@ -26,8 +26,17 @@ FAMILIES = {  # module and class
     "janus": ("models.janus.policy", "JanusPolicy"),
     "llamagen": ("models.llamagen.policy", "LlamaGenPolicy"),
     "star": ("models.star.policy", "StarPolicy"),
+    "qwen_vl": ("models.qwen_vl.policy", "QwenVLPolicy"),
 }
-MODEL_TYPES = {"janus": "janus", "multi_modality": "janus", "llamagen": "llamagen", "star": "star"}  # of a config.json
+ANSWERING = ("qwen_vl",)  # families whose samples are texts, not pictures
+MODEL_TYPES = {  # of a config.json
+    "janus": "janus",
+    "multi_modality": "janus",
+    "llamagen": "llamagen",
+    "star": "star",
+    "qwen2_5_vl": "qwen_vl",
+    "qwen3_vl": "qwen_vl",
+}
 FILES = {  # where it names none
     "t2i_*.pt": "llamagen",
     "vq_ds16_t2i.*": "llamagen",
@@ -42,7 +51,7 @@ class ModelEntry:
 
     family: a key of `FAMILIES`; None where only the checkpoint knows.
     source: what the family's `load` takes: a folder, or what the hub calls it.
-    scales: sides of the square token maps; None where only the checkpoint knows.
+    scales: sides of the square token maps; None where only the checkpoint knows, and of a model that answers in text.
     guidance: the scale that it is sampled with by default; None where only the checkpoint knows.
     """
 
@@ -55,7 +64,9 @@ class ModelEntry:
 
     @property
     def grid(self) -> str:
-        """`24x24` of a single token map, the sides of several."""
+        """`24x24` of a single token map, the sides of several; `text` of a model that answers in it."""
+        if self.family in ANSWERING:
+            return "text"
         sides = self.scales or ()
         return f"{sides[0]}x{sides[0]}" if len(sides) == 1 else " ".join(map(str, sides))
 
@@ -86,6 +97,8 @@ MODELS = {
         ModelEntry("star-256", "star", f"{STAR_FILE}256-ar-ckpt-ep3-iter20000.pth", "MIT", STAR_256, 4.0),
         ModelEntry("star-512", "star", f"{STAR_FILE}512-ar-ckpt-ep1-iter30000.pth", "MIT", STAR_512, 4.0),
         ModelEntry("star-1024", "star", f"{STAR_FILE}1024_drop_3-ar-ckpt-ep1-iter21000.pth", "MIT", STAR_1024, 4.0),
+        ModelEntry("qwen2.5-vl-7b", "qwen_vl", "Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0", None, 1.0),
+        ModelEntry("qwen3-vl-8b", "qwen_vl", "Qwen/Qwen3-VL-8B-Instruct", "Apache-2.0", None, 1.0),
     )
 }
 
@@ -147,9 +160,10 @@ def check_device(device: str) -> None:
         raise ModelError(f"the device {device} is not there: torch sees {sees}")
 
 
-def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "Policy":
+def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "cpu", draws: bool = False) -> "Policy":
     """The policy of a known name, a path here or a hub id, in float32 unless told otherwise; adapters with their base.
 
+    draws: whether a model will not do that answers in text; it is refused before its weights are read.
     Raises ModelError for an unknown name, and for a checkpoint that is not all there.
     """
     entry = find(name_or_path)
@@ -157,8 +171,11 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
     import torch
 
     if is_adapter(entry.source):
-        return _load_adapter(Path(entry.source), dtype, device)
-    module, name = FAMILIES[entry.family or family_of(entry.source)]
+        return _load_adapter(Path(entry.source), dtype, device, draws)
+    kin = entry.family or family_of(entry.source)
+    if draws and kin in ANSWERING:
+        raise ModelError(f"{name_or_path} answers in text, and this draws pictures: choose another (t2i-rl models)")
+    module, name = FAMILIES[kin]
     family = getattr(importlib.import_module(module), name)
     policy: Policy = family.load(entry.source, dtype or torch.float32, device)
     if entry.scales not in (None, tuple(height for height, _ in policy.layout.maps)):
@@ -169,12 +186,12 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
     return policy
 
 
-def _load_adapter(folder: Path, dtype: "torch.dtype | None", device: str) -> "Policy":
+def _load_adapter(folder: Path, dtype: "torch.dtype | None", device: str, draws: bool) -> "Policy":
     from models import lora
 
     name = base_of(folder)
     try:
-        base = load(name, dtype, device)
+        base = load(name, dtype, device, draws)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base {name}: {error}") from error
     return lora.attach(base, folder)

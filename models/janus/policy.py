@@ -28,6 +28,7 @@ from models.parts import llama
 from models.parts.logits import logits
 from models.parts.packed import packed
 from models.policy import Condition, TokenLayout
+from models.question import Question, texts
 
 ROLES = {"pro": ("<|User|>", "<|Assistant|>"), "plain": ("User", "Assistant")}  # by prompt style
 DEFAULT_GUIDANCE = 5.0  # of the official demo
@@ -68,6 +69,8 @@ class JanusPolicy:
         self.model.model.vqmodel.float()
         side = cast(JanusVQVAEConfig, model.config.vq_config).num_patches
         self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
+        self.stop_tokens: tuple[int, ...] = ()
+        self.never: tuple[int, ...] = ()
         self.default_guidance = model.generation_config.guidance_scale or DEFAULT_GUIDANCE
         self.prompt_style = getattr(model.config, "prompt_style", "pro")
         if self.prompt_style not in ROLES:
@@ -99,15 +102,18 @@ class JanusPolicy:
     def device(self) -> torch.device:
         return self.language_model.norm.weight.device
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+    def encode(
+        self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
+    ) -> Condition:
         """Token ids `[2, P, L]`, left-padded, and their true lengths `[2, P]`."""
-        rows = self._token_ids(prompts)
+        conditional = texts(prompts)
+        rows = self._token_ids(conditional)
         if negative_prompts is None:
             pad = self.tokenizer.pad_token_id
             null_rows = [[row[0], *[pad] * (len(row) - 2), row[-1]] for row in rows]
         else:
-            null_rows = self._token_ids(negative_prompts)
-        return condition_from_ids(tuple(prompts), [rows, null_rows], self.tokenizer.pad_token_id, self.device)
+            null_rows = self._token_ids(texts(negative_prompts))
+        return condition_from_ids(tuple(conditional), [rows, null_rows], self.tokenizer.pad_token_id, self.device)
 
     def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         user, assistant = ROLES[self.prompt_style]

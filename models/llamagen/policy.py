@@ -51,6 +51,7 @@ from models.parts.logits import logits
 from models.parts.packed import packed
 from models.parts.vq import load_vq, original_weights, pixels_per_token
 from models.policy import Condition, TokenLayout
+from models.question import Question, texts
 
 DEFAULT_GUIDANCE = 7.5  # of the official demo
 DECODE_BATCH = 16  # images per pass of the pixel decoder
@@ -93,6 +94,8 @@ class LlamaGenPolicy:
             raise ModelError(f"config.json has cfg_interval {self.cfg_interval!r}: it has to be a whole number from -1")
         side = vq.config.num_patches
         self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
+        self.stop_tokens: tuple[int, ...] = ()
+        self.never: tuple[int, ...] = ()
         self.default_guidance = DEFAULT_GUIDANCE
         self.gradient_checkpointing = False
 
@@ -138,11 +141,14 @@ class LlamaGenPolicy:
     def device(self) -> torch.device:
         return self.transformer.lm_head.weight.device
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+    def encode(
+        self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
+    ) -> Condition:
         """Caption features `[2, P, L, C]`, left-padded with zeros, and their true lengths `[2, P]`."""
-        rows = self.text(prompts)
-        null_rows = self.null_rows(rows) if negative_prompts is None else self.text(negative_prompts)
-        return self.condition_from_features(prompts, [rows, null_rows])
+        captions = texts(prompts)
+        rows = self.text(captions)
+        null_rows = self.null_rows(rows) if negative_prompts is None else self.text(texts(negative_prompts))
+        return self.condition_from_features(captions, [rows, null_rows])
 
     def null_rows(self, rows: Sequence[Float[Tensor, "n C"]]) -> list[Float[Tensor, "n C"]]:
         """The end of the learnt null caption, as long as each prompt."""

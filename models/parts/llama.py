@@ -1,10 +1,13 @@
-"""Llama's decoder for the three ways an image policy runs it: prefill, one step, teacher forcing.
+"""Llama's decoder for the three ways a policy runs it: prefill, one step, teacher forcing.
+
+It is Qwen's as well: with biases where the layers have them, and with the norms on queries and keys of Qwen3.
 
 The weights stay in transformers' modules. This file only decides what is computed: keys and values go
 into a static cache in place, attention reads the filled part of it and no more, and the text head is
 never touched.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +44,28 @@ class KeyValueCache:
         values[..., : self.length, :] = self.values[:, rows, :, : self.length]
         return KeyValueCache(keys, values, self.length)
 
+    def longer(self, slots: int) -> "KeyValueCache":
+        """The same with so many more slots."""
+        keys, values = (F.pad(part, (0, 0, 0, slots)) for part in (self.keys, self.values))
+        return KeyValueCache(keys, values, self.length)
+
 
 def rope_table(model: LlamaModel, positions: int) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S d"]]:
-    """Cosines and sines of the rotary embedding at positions 0..S-1, the sines of the first half negated.
+    """Cosines and sines of the rotary embedding at positions 0..S-1, as `rotate` wants them."""
+    cos, sin = rope_at(model, torch.arange(positions, device=model.norm.weight.device)[None])
+    return cos[0, 0], sin[0, 0]
 
-    `rotate` then needs one multiplication and one swap of the halves.
+
+def rope_at(
+    model: LlamaModel, positions: Int[Tensor, "*axes B T"]
+) -> tuple[Float[Tensor, "B 1 T d"], Float[Tensor, "B 1 T d"]]:
+    """Cosines and sines of the rotary embedding at positions, the sines of the first half negated.
+
+    `rotate` then needs one multiplication and one swap of the halves. Qwen's text models place a token on three axes.
     """
-    weight = model.norm.weight
-    cos, sin = model.rotary_emb(weight, torch.arange(positions, device=weight.device)[None])
-    first, second = sin[0].chunk(2, dim=-1)
-    return cos[0], torch.cat([-first, second], dim=-1)
+    cos, sin = model.rotary_emb(model.norm.weight, positions)
+    first, second = sin.chunk(2, dim=-1)
+    return cos[:, None], torch.cat([-first, second], dim=-1)[:, None]
 
 
 def rotate(x: Float[Tensor, "B H T d"], cos: Float[Tensor, "B 1 T d"], sin: Float[Tensor, "B 1 T d"]) -> Tensor:
@@ -58,7 +73,7 @@ def rotate(x: Float[Tensor, "B H T d"], cos: Float[Tensor, "B 1 T d"], sin: Floa
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
-def rms_norm(norm: LlamaRMSNorm, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+def rms_norm(norm: LlamaRMSNorm, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
@@ -81,6 +96,7 @@ def run(
     visible: Bool[Tensor, "B 1 T S"] | None,
     cache: KeyValueCache | None = None,
     recompute: bool = False,
+    deep: Sequence[Float[Tensor, "B T D"]] = (),
 ) -> Float[Tensor, "B T D"]:
     """The decoder's output after its final norm, for T new positions.
 
@@ -88,6 +104,7 @@ def run(
     visible: which of the S positions each new one sees, those in the cache first; None is causal.
     cache: receives the new keys and values behind the `length` slots it holds.
     recompute: keep only the layers' inputs for the backward pass, which then runs each layer once more.
+    deep: what is added to the output of the first layers: of Qwen3, what the vision tower saw on its way.
     """
     batch, steps, _ = x.shape
     cos, sin = rope
@@ -97,9 +114,12 @@ def run(
         attention = layer.self_attn
         normed = rms_norm(layer.input_layernorm, x)
         query, key, value = (
-            projection(normed).view(batch, steps, -1, attention.head_dim).transpose(1, 2)
+            projection(normed).view(batch, steps, -1, attention.head_dim)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
+        if hasattr(attention, "q_norm"):
+            query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
+        query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if cache is not None:
             end = cache.length + steps
@@ -122,6 +142,8 @@ def run(
             x = checkpoint(through, layer, index, x, use_reentrant=False, preserve_rng_state=False)
         else:
             x = through(layer, index, x)
+        if index < len(deep):
+            x = x + deep[index]
     if cache is not None:
         cache.length += steps
     return rms_norm(model.norm, x)

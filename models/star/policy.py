@@ -44,6 +44,7 @@ from models.parts.llama import KeyValueCache
 from models.parts.logits import logits
 from models.parts.text_encoders import load_encoder, load_tokenizer
 from models.policy import Condition, TokenLayout
+from models.question import Question, texts
 from models.registry import STAR_256, STAR_512, STAR_1024
 from models.star.transformer import StarTransformer, TextKeys, norm, rope_table
 from models.star.vae import StarVae
@@ -143,6 +144,8 @@ class StarPolicy:
         self.ends = torch.tensor(self.layout.blocks).cumsum(0).tolist()  # of each scale, in tokens
         sizes = transformer.sizes
         self.rope = rope_table(config.scales, sizes.width // sizes.heads).to(self.device)
+        self.stop_tokens: tuple[int, ...] = ()
+        self.never: tuple[int, ...] = ()
         self.default_guidance = DEFAULT_GUIDANCE
         self.gradient_checkpointing = False
 
@@ -176,18 +179,21 @@ class StarPolicy:
     def device(self) -> torch.device:
         return self.transformer.pos_start.device
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Condition:
+    def encode(
+        self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
+    ) -> Condition:
         """CLIP's hidden states `[2, P, L, D]`, which of them are text `[2, P, L]`, and its pooled ones `[2, P, D]`."""
-        texts = [*prompts, *(negative_prompts or [""] * len(prompts))]
-        distinct = list(dict.fromkeys(texts))
+        conditional = texts(prompts)
+        both = conditional + (texts(negative_prompts) if negative_prompts else [""] * len(prompts))
+        distinct = list(dict.fromkeys(both))
         length = self.text_encoder.config.max_position_embeddings
         read = self.tokenizer(distinct, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         ids, visible = read["input_ids"].to(self.device), read["attention_mask"].to(self.device)
         with torch.no_grad():
             encoded = self.text_encoder(input_ids=ids, attention_mask=visible)
-        rows = torch.tensor([distinct.index(text) for text in texts], device=self.device).view(2, -1)
+        rows = torch.tensor([distinct.index(text) for text in both], device=self.device).view(2, -1)
         values = {"hidden": encoded.last_hidden_state, "visible": visible.bool(), "pooled": encoded.pooler_output}
-        return Condition(tuple(prompts), {name: tensor[rows] for name, tensor in values.items()})
+        return Condition(tuple(conditional), {name: tensor[rows] for name, tensor in values.items()})
 
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
         """`1 + scale * s / (S - 1)`: from 1 at the first scale to `1 + scale` at the last."""

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -73,6 +73,8 @@ class Drawing:
         device: where the model runs, such as cpu or cuda.
     """
 
+    draws: ClassVar[bool] = True  # whether a model that answers in text is refused
+
     model: str = "tiny"
     guidance_scale: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     temperature: float = 1.0
@@ -94,7 +96,7 @@ class Drawing:
 
         from models.registry import load
 
-        return load(model, getattr(torch, self.dtype), self.device)
+        return load(model, getattr(torch, self.dtype), self.device, self.draws)
 
     def load(self) -> tuple[Policy, Sampling]:
         """The model, and how it is sampled."""

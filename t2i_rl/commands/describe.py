@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from models.registry import MODELS, TINY
 from models.registry import find as find_model
@@ -29,6 +30,8 @@ class Check(Drawing):
     Attributes:
         out: where the pictures of four fixed prompts go, a PNG.
     """
+
+    draws: ClassVar[bool] = False
 
     out: Path = Path("runs/check.png")
 

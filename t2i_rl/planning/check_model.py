@@ -1,7 +1,8 @@
 """Is a checkpoint what it says it is? What a user with real weights runs first: `t2i-rl check --model ...`.
 
 Every check gives one line, `ok` or `WRONG`, with what was measured. They ask the model for the pictures of a few
-prompts and look at it from both sides: decoding through the cache and teacher forcing, alone and in a batch.
+prompts, or for answers to questions about a picture, and look at it from both sides: decoding through the cache and
+teacher forcing, alone and in a batch.
 """
 
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -19,6 +21,9 @@ from models.janus.policy import ROLES, JanusPolicy
 from models.llamagen.policy import LlamaGenPolicy
 from models.lora import LoraPolicy
 from models.policy import Policy
+from models.question import IMAGE, Question
+from models.qwen_vl.policy import QwenVLPolicy
+from models.qwen_vl.prompts import chat
 from models.registry import MODELS
 from models.star.policy import StarPolicy
 from t2i_rl.outputs import aside_of
@@ -35,6 +40,11 @@ PROMPTS = (
     "a photo of a green cup to the left of a yellow bowl",
 )
 LONG = "a photo of three small blue ceramic vases in a row on a wooden table in front of a window with white curtains"
+# What a model is asked that answers in text: each about a picture whose sides are not alike.
+RAMP = np.indices((84, 140)).sum(0)[..., None].repeat(3, axis=2).astype(np.uint8)
+QUESTIONS = [Question(f"{IMAGE} Which colour is {prompt}?", (RAMP,)) for prompt in PROMPTS]
+LONG_QUESTION = Question(f"{IMAGE}{IMAGE} Is this {LONG}?", (RAMP, RAMP.swapaxes(0, 1).copy()))
+ANSWER_TOKENS = 32
 # The furthest that two ways of computing the same log-probability may be apart.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1.0, torch.float16: 0.25}
 TYPICAL = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.01}  # their mean
@@ -62,7 +72,7 @@ class Finding(NamedTuple):
 
 
 def findings(policy: Policy, name: str, sampling: Sampling, seed: int, sheet: Path) -> Iterator[Finding]:
-    """The findings, one by one as they are made; the pictures go to `sheet`.
+    """The findings, one by one as they are made; the pictures go to `sheet`, answers into the line.
 
     name: as the model was asked for; a registered one is compared with its family's table.
     """
@@ -70,14 +80,15 @@ def findings(policy: Policy, name: str, sampling: Sampling, seed: int, sheet: Pa
     yield from shapes(policy, name)
     yield finite(policy)
     began = time.perf_counter()
-    rollout = sample_group(policy, policy.encode(PROMPTS), 1, sampling, Noise(seed), ["logp_cond"])
+    asked = QUESTIONS if policy.stop_tokens else PROMPTS
+    limit = ANSWER_TOKENS if policy.stop_tokens else None
+    rollout = sample_group(policy, policy.encode(asked), 1, sampling, Noise(seed), ["logp_cond"], limit)
     if rollout.tokens.is_cuda:
         torch.cuda.synchronize()
     spent = time.perf_counter() - began
     yield cached_is_forced(policy, rollout)
     yield alone_is_together(policy, rollout)
-    images = rollout.images(policy)[:, 0]
-    yield pictures(images, sheet)
+    yield answers(policy, rollout) if policy.stop_tokens else pictures(rollout.images(policy)[:, 0], sheet)
     yield speed(policy, rollout, spent)
 
 
@@ -87,6 +98,7 @@ def prompts_read(policy: Policy) -> Finding:
         JanusPolicy: janus_prompts,
         LlamaGenPolicy: llamagen_prompts,
         StarPolicy: star_prompts,
+        QwenVLPolicy: qwen_prompts,
     }
     whole = base(policy)
     return readers[type(whole)](whole)
@@ -144,6 +156,30 @@ def star_prompts(policy: StarPolicy) -> Finding:
     return Finding("text features", fine, said + mend)
 
 
+def qwen_prompts(policy: QwenVLPolicy) -> Finding:
+    """The question in the template, up to where the answer begins; a token and a place for each cell of the picture."""
+    question = QUESTIONS[0]
+    condition = policy.encode([question])
+    ids, places = condition.tensors["ids"][0, 0].tolist(), condition.tensors["positions"][0, 0]
+    (picture,) = condition.pictures[0][0]
+    rows, columns = (side // policy.processor.image_processor.merge_size for side in picture.grid)
+    held = [place for place, token in enumerate(ids) if token == policy.model.config.image_token_id]
+    text = chat(policy.processor, question.text)
+    wrong = [
+        what
+        for what, holds in {
+            "the template does not end where the answer begins": text.rstrip().endswith("assistant"),
+            "the question is not in the template": question.text.removeprefix(IMAGE) in text,
+            f"the picture has {len(held)} tokens, not {rows} x {columns}": len(held) == rows * columns,
+            "the picture's tokens do not stand in its grid": places[:, held].amax(-1).diff().tolist()
+            == [rows - 1, columns - rows],
+        }.items()
+        if not holds
+    ]
+    said = f"{len(ids)} tokens, {len(held)} of them for the picture's {rows} x {columns} cells: {text!r}"
+    return Finding("token ids and template", not wrong, "; ".join(wrong) or said)
+
+
 def shapes(policy: Policy, name: str) -> Iterator[Finding]:
     """Every tensor against the family's table, where the model is in it."""
     if name not in MODELS:
@@ -189,7 +225,8 @@ def apart(name: str, one: Float[Tensor, "..."], other: Float[Tensor, "..."], pol
 @torch.no_grad()
 def cached_is_forced(policy: Policy, rollout: Rollout) -> Finding:
     """What the sampler saw, token by token through its cache, is what one teacher-forced pass sees."""
-    forced = log_probs(policy, rollout.row_condition, rollout.tokens.flatten(0, 1))
+    valid = rollout.valid.flatten(0, 1)
+    forced = log_probs(policy, rollout.row_condition, rollout.tokens.flatten(0, 1), valid=valid)
     return apart("cached = one pass", rollout.statistics["logp_cond"].flatten(0, 1), forced, policy)
 
 
@@ -197,8 +234,9 @@ def cached_is_forced(policy: Policy, rollout: Rollout) -> Finding:
 def alone_is_together(policy: Policy, rollout: Rollout) -> Finding:
     """A prompt beside a much longer one is what it is alone."""
     tokens = rollout.tokens[0]
-    alone = log_probs(policy, policy.encode(PROMPTS[:1]), tokens)
-    together = log_probs(policy, policy.encode([PROMPTS[0], LONG]), tokens.repeat(2, 1))[:1]
+    asked: list[str | Question] = [QUESTIONS[0], LONG_QUESTION] if policy.stop_tokens else [PROMPTS[0], LONG]
+    alone = log_probs(policy, policy.encode(asked[:1]), tokens)
+    together = log_probs(policy, policy.encode(asked), tokens.repeat(2, 1))[:1]
     return apart("alone = in a batch", alone, together, policy)
 
 
@@ -215,10 +253,19 @@ def pictures(images: UInt8[Tensor, "P 3 H W"], sheet: Path) -> Finding:
     return Finding("pictures", not wrong, f"{wrong}; {size}" if wrong else size)
 
 
+def answers(policy: Policy, rollout: Rollout) -> Finding:
+    """How many came to their end, and the first of them: it is for a person to read."""
+    ended = int((rollout.lengths < ANSWER_TOKENS).sum())
+    first = policy.decode(rollout.tokens[0])[0]
+    said = f"{ended} of {len(rollout.prompts)} ended within {ANSWER_TOKENS} tokens; the first: {first!r}"
+    return Finding("answers", True, said)
+
+
 def speed(policy: Policy, rollout: Rollout, seconds: float) -> Finding:
-    """Seconds per image, and the weights that were read meanwhile: all layers once per decoding step."""
+    """Seconds per image or answer, and the weights that were read meanwhile: all layers once per decoding step."""
     weights = sum(parameter.nbytes for parameter in policy.layers.parameters())
-    read = weights * len(policy.layout.blocks) / seconds / 1e9
-    images = len(rollout.prompts)
-    said = f"{seconds:.2f} s for {images} images, {images / seconds:.2f} images/s, {read:.2f} GB/s of weights"
+    steps = rollout.tokens.shape[-1] if policy.stop_tokens else len(policy.layout.blocks)
+    read, made = weights * steps / seconds / 1e9, len(rollout.prompts)
+    what = "answers" if policy.stop_tokens else "images"
+    said = f"{seconds:.2f} s for {made} {what}, {made / seconds:.2f} {what}/s, {read:.2f} GB/s of weights"
     return Finding("speed", True, said)

@@ -4,6 +4,9 @@ Arithmetic on the true architecture, nothing measured. Memory counts what is as 
 allocator's own and the driver's are left to `USABLE`. The floors assume the peak speeds that the plan is given, so a
 real step takes longer; how much longer is the efficiency.
 
+Answers in text are planned at their limit. What the vision tower keeps for its backward pass is left out: with
+checkpointing it is the input of each of its layers, once per picture of a batch.
+
 With several GPUs the trained module is sharded (weights, their float32 copies, gradients, moments, reference) and
 gathered whole once per rollout; image tokenizer and text encoder are whole on each. Groups are never split, so prompts
 are what is shared out.
@@ -28,6 +31,7 @@ FLOAT32 = {  # parts that run in float32 whatever the model runs in
     "janus": {"image tokenizer"},
     "llamagen": {"image tokenizer"},
     "star": {"image tokenizer", "text encoder"},
+    "qwen_vl": set(),
 }
 
 

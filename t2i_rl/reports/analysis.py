@@ -24,6 +24,7 @@ from models.policy import Condition, Policy, TokenLayout
 from rewards.detectors.base import Detector
 from t2i_rl.pictures.heatmaps import CRITICAL
 from t2i_rl.rollout.distribution import block_guidance, mix
+from t2i_rl.rollout.groups import pixels
 from t2i_rl.rollout.log_probs import micro_batches, replay
 from t2i_rl.rollout.noise import occurrences, uniforms
 from t2i_rl.rollout.sampler import Noise, draw, encode, sample_group
@@ -127,8 +128,8 @@ def edited(policy: Policy, setting: Setting, share: float, force: bool) -> Edite
             uniforms(setting.seed, step, prompts, numbers, setting.group_size, tokens).flatten(0, 1) for step in (0, 1)
         )
         before = redraw(policy, condition, setting.group_size, setting.sampling, own)
-        pixels = policy.decode(before)
-        images.setdefault("as drawn", _shown(pixels[: setting.group_size]))
+        drawn = pixels(policy, before)
+        images.setdefault("as drawn", _shown(drawn[: setting.group_size]))
         for name, place in places.items():
             noise, barred = own.clone(), torch.full_like(before, -1)
             if force:
@@ -136,10 +137,10 @@ def edited(policy: Policy, setting: Setting, share: float, force: bool) -> Edite
             else:
                 noise[:, place] = other[:, place]
             after = redraw(policy, condition, setting.group_size, setting.sampling, noise, barred)
-            new = policy.decode(after)
+            new = pixels(policy, after)
             images.setdefault(name, _shown(new[: setting.group_size]))
             changed = (after != before).float()
-            found["m"][name].append(((new.float() - pixels.float()).abs() / 255).mean((1, 2, 3)).cpu().view(shape))
+            found["m"][name].append(((new.float() - drawn.float()).abs() / 255).mean((1, 2, 3)).cpu().view(shape))
             found["r"][name].append(changed[:, place].mean(1).cpu().view(shape))
             found["f"][name].append(changed[:, place.stop :].mean(1).cpu().view(shape))
     moved, replaced, followed = (
@@ -148,8 +149,8 @@ def edited(policy: Policy, setting: Setting, share: float, force: bool) -> Edite
     return Edited(images, moved, replaced, followed)
 
 
-def _shown(pixels: UInt8[Tensor, "R 3 H W"]) -> UInt8[ndarray, "R H W 3"]:
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+def _shown(images: UInt8[Tensor, "R 3 H W"]) -> UInt8[ndarray, "R H W 3"]:
+    return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def observe(policy: Policy, setting: Setting, detector: Detector, reference: Pol
             statistics["divergence"] = drift.unflatten(0, shape)
         embeddings = policy.token_embeddings(tokens, CRITICAL.embedding).unflatten(0, shape)
         credit = CRITICAL(rollout, embeddings, policy.layout)
-        covered = torch.stack([coverage(mask, policy.layout) for mask in masks(policy.decode(tokens), detector)])
+        covered = torch.stack([coverage(mask, policy.layout) for mask in masks(pixels(policy, tokens), detector)])
         parts.append(
             Observed(
                 {name: values.cpu() for name, values in statistics.items()},

@@ -1,27 +1,43 @@
 """What sampling yields and everything after it reads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from models.policy import Condition, Policy
+from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.rollout.ends import row_lengths, valid_tokens
+
+
+def pixels(policy: Policy, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
+    """The samples of a model that draws. Raises UserError for one that answers in text."""
+    samples = policy.decode(tokens)
+    if isinstance(samples, list):
+        raise UserError(
+            "the model answers in text, and here pictures are looked at: choose one that draws (t2i-rl models)"
+        )
+    return samples
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Groups of sampled images: their tokens and the statistics measured on the way.
+    """Groups of samples, pictures or answers: their tokens and the statistics measured on the way.
 
     The group is an axis: row p of `condition` is the prompt of `tokens[p]`.
+
+    stop_tokens: of the policy, which end a row (`t2i_rl.rollout.ends`). What stands behind an end never counts.
     """
 
     condition: Condition
     tokens: Int[Tensor, "P G N"]
     statistics: Mapping[str, Float[Tensor, "P G N"]]
+    stop_tokens: tuple[int, ...] = ()
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -32,34 +48,63 @@ class Rollout:
         return self.tokens.shape[1]
 
     @cached_property
+    def lengths(self) -> Int[Tensor, "P G"]:
+        """Tokens of each row up to its end."""
+        return row_lengths(self.tokens, self.stop_tokens)
+
+    @cached_property
+    def valid(self) -> Bool[Tensor, "P G N"]:
+        """Which tokens stand before their row's end: all of a picture."""
+        return valid_tokens(self.lengths, self.tokens.shape[-1])
+
+    @cached_property
     def row_condition(self) -> Condition:
-        """The condition with one row per image, prompt-major."""
+        """The condition with one row per sample, prompt-major."""
         return self.condition.repeat(self.group_size)
 
     def take(self, prompts: Sequence[int]) -> "Rollout":
         """Only the groups of these prompts."""
         rows = list(prompts)
         kept = {name: values[rows] for name, values in self.statistics.items()}
-        return Rollout(self.condition.take(rows), self.tokens[rows], kept)
+        return Rollout(self.condition.take(rows), self.tokens[rows], kept, self.stop_tokens)
+
+    def settled(self) -> "Rollout":
+        """The same without columns behind all ends; behind the other ends a stop token, and 0 for statistics."""
+        if not self.stop_tokens:
+            return self
+        longest = int(self.lengths.max())
+        behind = ~self.valid[..., :longest]
+        return replace(
+            self,
+            tokens=self.tokens[..., :longest].masked_fill(behind, self.stop_tokens[0]),
+            statistics={name: values[..., :longest].masked_fill(behind, 0) for name, values in self.statistics.items()},
+        )
 
     def images(self, policy: Policy) -> UInt8[Tensor, "P G 3 H W"]:
         """Decode the pixels."""
-        return policy.decode(self.tokens.flatten(0, 1)).unflatten(0, self.tokens.shape[:2])
+        return pixels(policy, self.tokens.flatten(0, 1)).unflatten(0, self.tokens.shape[:2])
 
 
 def concatenate(rollouts: Sequence[Rollout], condition: Condition) -> Rollout:
-    """The micro-batches of one batch as one rollout; `condition` is the whole batch's, in the same order."""
-    names = rollouts[0].statistics
+    """The micro-batches of one batch as one rollout, as wide as the widest; `condition` is the whole batch's, in the
+    same order."""
+    names, stops = rollouts[0].statistics, rollouts[0].stop_tokens
+    widest = max(rollout.tokens.shape[-1] for rollout in rollouts)
+
+    def joined(parts: Sequence[Tensor], behind: int) -> Tensor:
+        return torch.cat([F.pad(part, (0, widest - part.shape[-1]), value=behind) for part in parts])
+
     return Rollout(
         condition,
-        torch.cat([rollout.tokens for rollout in rollouts]),
-        {name: torch.cat([rollout.statistics[name] for rollout in rollouts]) for name in names},
+        joined([rollout.tokens for rollout in rollouts], stops[0] if stops else 0),
+        {name: joined([rollout.statistics[name] for rollout in rollouts], 0) for name in names},
+        stops,
     )
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Sampled groups and what their images earned.
+    """Sampled groups and what their samples earned.
 
     records: the P prompts.
     rewards: what is maximised.

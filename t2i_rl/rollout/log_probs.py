@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.policy import Condition, Policy
@@ -68,10 +68,12 @@ def replay(
     with_entropy: bool = False,
     reference: Policy | None = None,
     chunk: int = CHUNK,
+    valid: Bool[Tensor, "R N"] | None = None,
 ) -> Replay:
     """Log-probability of every token; if asked, the distribution's entropy and its exact KL to the reference's.
 
     Float32, with gradient. Logits are recomputed in backward, of the tokens whose gradient is not 0.
+    valid: the tokens before their row's end, if not all; the others have no logits, and 0 for each value.
     """
     hidden, guidance = _states(policy, condition, tokens, distribution)
     states = [hidden]
@@ -91,10 +93,16 @@ def replay(
         return torch.stack(found)
 
     flat = [tokens.flatten(), guidance.repeat(len(tokens)), *(part.flatten(1, 2) for part in states)]
+    places = None if valid is None else valid.flatten().nonzero()[:, 0]
+    if places is not None:
+        flat = [part.index_select(max(0, part.ndim - 2), places) for part in flat]
     parts = zip(*(part.split(chunk, dim=max(0, part.ndim - 2)) for part in flat), strict=True)
     weights = [weight for weight in policy.module.parameters() if weight.requires_grad]
     pieces = [_Recomputed.apply(piece, weights, *part, *weights) for part in parts]
-    lp, *others = torch.cat(pieces, -1).unflatten(-1, tokens.shape)
+    values = torch.cat(pieces, -1)
+    if places is not None:
+        values = values.new_zeros(len(values), tokens.numel()).index_copy(1, places, values)
+    lp, *others = values.unflatten(-1, tokens.shape)
     return Replay(
         lp,
         entropy=others[0] if with_entropy else None,
@@ -133,7 +141,8 @@ def _states(
     """The states of the branches that the mode needs, and the guidance that mixes them."""
     guidance = token_guidance(policy, distribution.sampling) if distribution.mode == "cfg" else None
     hidden = policy.hidden(condition, tokens, branches=1 if guidance is None else 2)
-    return hidden, torch.ones(tokens.shape[1], device=hidden.device) if guidance is None else guidance
+    steps = tokens.shape[1]
+    return hidden, torch.ones(steps, device=hidden.device) if guidance is None else guidance[:steps]
 
 
 def _log_distribution(
@@ -153,10 +162,14 @@ def _log_distribution(
 
 
 def log_probs(
-    policy: Policy, condition: Condition, tokens: Int[Tensor, "R N"], distribution: TokenDistribution = CONDITIONAL
+    policy: Policy,
+    condition: Condition,
+    tokens: Int[Tensor, "R N"],
+    distribution: TokenDistribution = CONDITIONAL,
+    valid: Bool[Tensor, "R N"] | None = None,
 ) -> Float[Tensor, "R N"]:
     """Log-probability of every token: what old, new and reference policies are compared by."""
-    return replay(policy, condition, tokens, distribution).lp
+    return replay(policy, condition, tokens, distribution, valid=valid).lp
 
 
 @torch.no_grad()
@@ -166,11 +179,12 @@ def frozen_log_probs(
     tokens: Int[Tensor, "R N"],
     micro_batch: int,
     distribution: TokenDistribution = CONDITIONAL,
+    valid: Bool[Tensor, "R N"] | None = None,
 ) -> Float[Tensor, "R N"]:
     """`log_probs` without gradient, in the micro-batches of the update, so that equal weights give equal bits."""
     return torch.cat(
         [
-            log_probs(policy, condition.take(rows), tokens[rows], distribution)
+            log_probs(policy, condition.take(rows), tokens[rows], distribution, None if valid is None else valid[rows])
             for rows in micro_batches(len(tokens), micro_batch)
         ]
     )

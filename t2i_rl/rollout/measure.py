@@ -12,7 +12,7 @@ from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import CHUNK, micro_batches
 from t2i_rl.rollout.names import CONTRASTS
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.rollout.statistics import STATISTICS, StepLogits
+from t2i_rl.rollout.statistics import STATISTICS, StepLogits, check_ends
 
 
 @torch.no_grad()
@@ -21,8 +21,10 @@ def measure(
 ) -> dict[str, Float[Tensor, "P G N"]]:
     """The named statistics of a rollout under any policy or condition: teacher-forced, what the sampler measures.
 
-    micro_batch: prompts in one pass.
+    micro_batch: prompts in one pass. Behind a row's end a statistic is 0.
+    Raises UserError for a statistic that answers of different lengths do not have.
     """
+    check_ends(policy, names)
     guidance = token_guidance(policy, sampling)
     branches = 2 if guidance is not None or CONTRASTS & {*names} else 1
     measured: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -40,5 +42,6 @@ def measure(
             for name in names:
                 found[name].append(STATISTICS[name](step))
         for name in names:
-            measured[name].append(torch.cat(found[name], -1).unflatten(0, part.tokens.shape[:2]))
+            values = torch.cat(found[name], -1).unflatten(0, part.tokens.shape[:2])
+            measured[name].append(values.masked_fill(~part.valid, 0))
     return {name: torch.cat(parts) for name, parts in measured.items()}

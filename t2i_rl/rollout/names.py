@@ -21,4 +21,8 @@ StatisticName = Literal[
 CONTRASTS = frozenset({"kl_cond_uncond", "js_cond_uncond", "logp_uncond"})
 
 
+# Those that compare the tokens of a group place by place, which answers of different lengths do not share.
+PLACE_BY_PLACE = frozenset({"group_divergence"})
+
+
 LIMIT = 20.0  # nats: bound of a difference of log-probabilities before its exponential

@@ -1,4 +1,4 @@
-"""Sampling groups of images under classifier-free guidance, with the statistics a method names."""
+"""Sampling groups of pictures or answers, under classifier-free guidance, with the statistics a method names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from models.policy import Condition, Policy
 from t2i_rl.rollout.distribution import block_guidance, filtered, mix
+from t2i_rl.rollout.ends import Ends
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.names import CONTRASTS
 from t2i_rl.rollout.noise import occurrences, uniforms
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.rollout.statistics import STATISTICS, StepLogits
+from t2i_rl.rollout.statistics import STATISTICS, StepLogits, check_ends
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,22 @@ def sample_group(
     sampling: Sampling,
     noise: Noise,
     statistics: Sequence[str] = (),
+    max_tokens: int | None = None,
 ) -> Rollout:
-    """Sample `group_size` images per prompt and measure the named statistics on the way.
+    """Sample `group_size` pictures or answers per prompt and measure the named statistics on the way.
 
     The unconditional branch runs when some guidance is not 1 or a statistic needs it. Nothing in the
-    loop waits for the device, and nothing but attention grows with the step.
+    loop waits for the device, but for a rare look at whether all answers have ended, and nothing but attention grows
+    with the step.
+
+    max_tokens: of an answer, fewer than the layout allows.
+    Raises UserError for a statistic that answers of different lengths do not have.
     """
+    check_ends(policy, statistics)
     layout, prompts = policy.layout, condition.prompts
+    limit = min(layout.tokens, max_tokens or layout.tokens)
     numbers = noise.occurrences or occurrences(prompts)
-    uniform = uniforms(noise.seed, noise.step, prompts, numbers, group_size, layout.tokens).flatten(0, 1)
+    uniform = uniforms(noise.seed, noise.step, prompts, numbers, group_size, limit).flatten(0, 1)
     guidance = block_guidance(policy, sampling)
     guided = bool((guidance != 1).any())
     branches = 2 if guided or CONTRASTS & set(statistics) else 1
@@ -67,21 +75,25 @@ def sample_group(
     uniform = uniform.to(logits.device)
     tokens = torch.empty(uniform.shape, dtype=torch.long, device=logits.device)
     measured = {name: torch.empty_like(uniform) for name in statistics}
+    never, ends = torch.tensor(policy.never, device=logits.device), Ends(policy.stop_tokens, len(tokens), logits.device)
     start = 0
     for index, size in enumerate(layout.blocks):
         block = slice(start, start + size)
         conditional, unconditional = logits[0], logits[1] if branches == 2 else None
         mixed = mix(conditional, unconditional if guided else None, guidance[index])
-        tokens[:, block] = draw(mixed, uniform[:, block], sampling)
+        drawn_from = mixed.index_fill(-1, never, -torch.inf) if policy.never else mixed
+        tokens[:, block] = draw(drawn_from, uniform[:, block], sampling)
         step = StepLogits(conditional, unconditional, mixed, tokens[:, block], group_size, sampling)
         for name, values in measured.items():
             values[:, block] = STATISTICS[name](step)
         start += size
-        if start < layout.tokens:
-            policy.append(state, tokens[:, block])
-            logits = policy.next_logits(state)
+        if start == limit or ends.all_with(tokens[:, block]):
+            break
+        policy.append(state, tokens[:, block])
+        logits = policy.next_logits(state)
 
     def grouped(values: Tensor) -> Tensor:
-        return values.unflatten(0, (len(prompts), group_size))
+        return values[:, :start].unflatten(0, (len(prompts), group_size))
 
-    return Rollout(condition, grouped(tokens), {name: grouped(values) for name, values in measured.items()})
+    found = {name: grouped(values) for name, values in measured.items()}
+    return Rollout(condition, grouped(tokens), found, policy.stop_tokens).settled()

@@ -6,7 +6,7 @@ The names are those of `t2i_rl.rollout.names.StatisticName`, which can be read w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from models.policy import Policy
+from t2i_rl.errors import UserError
 from t2i_rl.rollout.distribution import filtered
-from t2i_rl.rollout.names import LIMIT
+from t2i_rl.rollout.names import LIMIT, PLACE_BY_PLACE
 from t2i_rl.rollout.sampling import Sampling
 
 IMPOSSIBLE = -1e4  # a log-probability whose exponential is 0 in float32
@@ -110,3 +112,12 @@ STATISTICS: dict[str, Callable[[StepLogits], Float[Tensor, "R block"]]] = {
         0, 1
     ),
 }
+
+
+def check_ends(policy: Policy, names: Collection[str]) -> None:
+    """Raises UserError for a statistic that needs rows of one length, of a policy whose rows end where they end."""
+    if policy.stop_tokens and (shared := PLACE_BY_PLACE & {*names}):
+        raise UserError(
+            f"{min(shared)} compares the samples of a group token by token, and this model's answers differ in length: "
+            "choose a method that does not ask for it"
+        )

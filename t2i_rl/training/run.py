@@ -163,7 +163,7 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
     """The model with what the run trains of it: its own choice, parameters by name, or adapters."""
     if source == config.model and is_adapter(source):
         raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
-    policy = load(source, dtype, config.device)
+    policy = load(source, dtype, config.device, draws=True)
     if config.trainable:
         choose_trainable(policy, config.trainable)
     if config.lora.rank and source == config.model:

@@ -121,7 +121,8 @@ class Trainer:
         settings, method, rollout = self.config.update, self.method, groups.rollout
         earned = self.advantages(groups).to(rollout.tokens.device)
         context = Context(earned, number, self.config.steps, self.config.seed)
-        data = rollout.row_condition, rollout.tokens.flatten(0, 1), settings.micro_batch, self.distribution
+        rows = rollout.tokens.flatten(0, 1), rollout.valid.flatten(0, 1)
+        data = rollout.row_condition, rows[0], settings.micro_batch, self.distribution, rows[1]
         ref = None if self.reference is None else frozen_log_probs(self.reference, *data)
         old = frozen_log_probs(self.policy, *data) if settings.updates_per_rollout > 1 else None
         rate = learning_rate(number, self.config.steps, settings)

@@ -44,13 +44,14 @@ def backward(
 
     Returns the loss and its parts (`t2i_rl.methods.objectives.Loss`), and the log-probabilities of the tokens.
     """
-    condition, tokens = rollout.row_condition, rollout.tokens.flatten(0, 1)
+    condition, tokens, valid = rollout.row_condition, rollout.tokens.flatten(0, 1), rollout.valid.flatten(0, 1)
     sums = {"value": 0.0, "policy": 0.0, "kl": 0.0, "clip_fraction": 0.0}
     log_probs = []
     with_entropy = method.objective.entropy_bonus != 0
     compared = reference if method.objective.kl == "full" else None
     for part in micro_batches(len(tokens), micro_batch):
-        replayed = replay(policy, condition.take(part), tokens[part], distribution, with_entropy, compared)
+        rows = condition.take(part), tokens[part]
+        replayed = replay(policy, *rows, distribution, with_entropy, compared, valid=valid[part])
         loss = method.loss(replayed, images.take(part), shares, policy.layout)
         loss.value.backward()
         for name in sums:

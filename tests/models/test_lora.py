@@ -15,12 +15,12 @@ from models.policy import Policy
 from models.registry import load
 from t2i_rl.cli import main
 from t2i_rl.rollout.log_probs import log_probs
-from tests.models.families import FAMILIES, save_family
+from tests.models.families import ALL_FAMILIES, save_family
 
 PROMPTS = ["a photo of a red circle", "a photo of two squares"]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=ALL_FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return save_family(request.param, tmp_path / "base")

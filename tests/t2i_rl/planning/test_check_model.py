@@ -10,6 +10,8 @@ import torch
 from models.janus.policy import JanusPolicy
 from models.lora import adapt
 from models.parts import llama
+from models.policy import Policy
+from models.qwen_vl import policy as qwen_vl
 from models.registry import load
 from models.star.policy import StarPolicy
 from t2i_rl.cli import main
@@ -17,6 +19,7 @@ from t2i_rl.planning.check_model import Finding, findings, shapes
 from t2i_rl.rollout.sampling import Sampling
 from tests.conftest import random_janus
 from tests.models.families import FAMILIES, save_family
+from tests.models.small_qwen_vl import KINDS, random_qwen
 from tests.models.small_star import random_star
 
 CHECKS = ["shapes", "weights", "cached = one pass", "alone = in a batch", "pictures", "speed"]
@@ -28,12 +31,13 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     return save_family(request.param, tmp_path / "model")
 
 
-def found(policy: JanusPolicy | StarPolicy, tmp_path: Path) -> dict[str, Finding]:
-    made = findings(policy, "a folder", Sampling(guidance_scale=2.0), 0, tmp_path / "sheet.png")
+def found(policy: Policy, tmp_path: Path) -> dict[str, Finding]:
+    sampling = Sampling() if policy.stop_tokens else Sampling(guidance_scale=2.0)
+    made = findings(policy, "a folder", sampling, 0, tmp_path / "sheet.png")
     return {finding.name: finding for finding in made}
 
 
-def wrong(policy: JanusPolicy | StarPolicy, tmp_path: Path) -> set[str]:
+def wrong(policy: Policy, tmp_path: Path) -> set[str]:
     return {name for name, finding in found(policy, tmp_path).items() if not finding.fine}
 
 
@@ -140,3 +144,35 @@ def test_what_is_wrong_is_said_and_the_exit_code_is_2(
     weights.write_bytes(weights.read_bytes()[:-9])
     assert main(words) == 2
     assert "model.safetensors is torn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_answers(kind: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = save_family(kind, tmp_path / "model")
+    assert main(["check", "--model", str(model), "--dtype", dtype, "--out", str(tmp_path / "sheet.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("ok ") for line in lines)
+    names = [re.split(r"\s{2,}", line)[1] for line in lines]
+    assert names[1:] == ["token ids and template", *("answers" if name == "pictures" else name for name in CHECKS)]
+    assert re.search(r"of 4 ended within 32 tokens; the first: '", lines[-2]) and "answers/s" in lines[-1]
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_pictures_whose_tokens_are_placed_like_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = random_qwen("qwen2_5_vl", tmp_path / "model")
+    monkeypatch.setattr(qwen_vl, "mrope_positions", lambda ids, *_: torch.arange(len(ids)).expand(3, -1))
+    assert wrong(policy, tmp_path) == {"token ids and template"}
+
+
+def test_answers_that_begin_at_the_wrong_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = random_qwen("qwen2_5_vl", tmp_path / "model")
+    prefill = policy.prefill
+
+    def late(*arguments):
+        state = prefill(*arguments)
+        state.position = state.position + 1
+        return state
+
+    monkeypatch.setattr(policy, "prefill", late)
+    assert wrong(policy, tmp_path) == {"cached = one pass"}
