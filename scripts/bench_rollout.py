@@ -51,7 +51,8 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 
 from models.janus.policy import JanusPolicy, condition_from_ids
 from models.policy import Condition
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 # What the methods cfg and critical ask for, and both branches' log-probabilities.

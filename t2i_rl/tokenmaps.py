@@ -1,6 +1,6 @@
 """Maps on the token grid: how uncertain, how structured, how alike, how far from the reference each token is.
 
-Pure functions of statistics; what they mean for the update is decided in `t2i_rl.methods.credit.rule`. Values are
+Pure functions of statistics; what they mean for the update is decided in `t2i_rl.methods.credit`. Values are
 float32, tokens are in the layout's order. A next-scale model has several maps: what looks at neighbours stays inside
 each.
 """

@@ -14,7 +14,8 @@ from models.parts.logits import logits
 from models.registry import load
 from t2i_rl.cli import main
 from t2i_rl.planning.check_model import findings
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 DEVICE = "cuda"

@@ -157,6 +157,3 @@ def win_rates(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     left, right = scores[..., :, None], scores[..., None, :]
     beaten = (left > right).float() + 0.5 * (left == right).float()
     return (beaten.sum(-1) - 0.5) / (scores.shape[-1] - 1)
-
-
-# Several rewards

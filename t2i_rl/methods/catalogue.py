@@ -7,7 +7,6 @@ are called, so that the command line can print its help at once.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import (
@@ -35,10 +34,6 @@ from t2i_rl.methods.method import Method
 from t2i_rl.methods.objectives import Objective
 from t2i_rl.methods.surrogates import Cispo, Clipped, Dcpo, Dhpo, DualClipped, Regression, Sapo, TwoSided
 from t2i_rl.methods.variants import base_name, settings_of, varied
-
-if TYPE_CHECKING:
-    pass
-
 
 METHODS = {
     method.name: method

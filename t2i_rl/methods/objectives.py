@@ -4,7 +4,7 @@
          + sum_it m_it * (beta * c_it * kl_it - entropy_bonus * entropy_it) / D_kl
 
 over images i and tokens t, with the mask m, the weight w and the KL factor c (1 if not given) of
-`t2i_rl.methods.credit.rule`, and the surrogate of the ratio and the advantage (`t2i_rl.methods.surrogates`). Clipped
+`t2i_rl.methods.credit`, and the surrogate of the ratio and the advantage (`t2i_rl.methods.surrogates`). Clipped
 surrogate, group advantages and the k3 estimate of the KL are GRPO (arXiv:2402.03300, eqs. 3 and 4). With their weights
 and masks it is eq. 8 of arXiv:2605.29198 (`cfg`) and eq. 8 of arXiv:2509.22485 (`critical`).
 

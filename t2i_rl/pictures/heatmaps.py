@@ -25,7 +25,8 @@ from t2i_rl.methods.credit.rule import TokenCredit
 from t2i_rl.methods.method import Method
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import CONDITIONAL, TokenDistribution, log_probs
-from t2i_rl.rollout.sampler import Noise, encode, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.tokenmaps import entropy_gradient, similarity
 

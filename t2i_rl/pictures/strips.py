@@ -12,8 +12,8 @@ from PIL import Image
 from models.policy import Policy
 from t2i_rl.pictures.figures import new_figure, save_figure
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.noise import occurrences
-from t2i_rl.rollout.sampler import Noise, encode, sample_group
+from t2i_rl.rollout.noise import Noise, occurrences
+from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 ROWS = 24  # of the grid over time; a longer run shows as many evaluations, evenly spaced

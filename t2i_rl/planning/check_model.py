@@ -30,7 +30,8 @@ from t2i_rl.outputs import aside_of
 from t2i_rl.pictures.image_files import contact_sheet
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import log_probs
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 PROMPTS = (

@@ -26,8 +26,8 @@ from t2i_rl.pictures.heatmaps import CRITICAL
 from t2i_rl.rollout.distribution import block_guidance, mix
 from t2i_rl.rollout.groups import pixels
 from t2i_rl.rollout.log_probs import micro_batches, replay
-from t2i_rl.rollout.noise import occurrences, uniforms
-from t2i_rl.rollout.sampler import Noise, draw, encode, sample_group
+from t2i_rl.rollout.noise import Noise, occurrences, uniforms
+from t2i_rl.rollout.sampler import draw, encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 SUBJECT = 0.5  # of a token's area: covered so far it shows the subject, not covered at all the background

@@ -12,8 +12,8 @@ from numpy import ndarray
 
 from models.policy import Policy
 from t2i_rl.errors import UserError
-from t2i_rl.rollout.noise import occurrences
-from t2i_rl.rollout.sampler import Noise, encode, sample_group
+from t2i_rl.rollout.noise import Noise, occurrences
+from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 

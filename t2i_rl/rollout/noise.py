@@ -7,11 +7,21 @@ they do not depend on the batch, its order, the micro-batch, the number of proce
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What keys the noise of a batch; occurrences are counted within the prompts if not given."""
+
+    seed: int
+    step: int = 0
+    occurrences: Sequence[int] = field(default_factory=tuple)
 
 
 def occurrences(prompts: Sequence[str]) -> list[int]:

@@ -1,7 +1,6 @@
 """Sampling groups of pictures or answers, under classifier-free guidance, with the statistics a method names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -12,19 +11,9 @@ from t2i_rl.rollout.distribution import block_guidance, filtered, mix
 from t2i_rl.rollout.ends import Ends
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.names import CONTRASTS
-from t2i_rl.rollout.noise import occurrences, uniforms
+from t2i_rl.rollout.noise import Noise, occurrences, uniforms
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, StepLogits, check_ends
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What keys the noise of a batch (`t2i_rl.rollout.noise`); occurrences are counted within the prompts if not
-    given."""
-
-    seed: int
-    step: int = 0
-    occurrences: Sequence[int] = field(default_factory=tuple)
 
 
 def encode(policy: Policy, prompts: Sequence[str], negative_prompt: str) -> Condition:
@@ -32,13 +21,13 @@ def encode(policy: Policy, prompts: Sequence[str], negative_prompt: str) -> Cond
     return policy.encode(prompts, [negative_prompt] * len(prompts) if negative_prompt else None)
 
 
-def draw(logits: Float[Tensor, "... V"], noise: Float[Tensor, "..."], sampling: Sampling) -> Int[Tensor, "..."]:
-    """The token at which the cumulative distribution passes the noise (inverse transform sampling)."""
+def draw(logits: Float[Tensor, "... V"], uniform: Float[Tensor, "..."], sampling: Sampling) -> Int[Tensor, "..."]:
+    """The token at which the cumulative distribution passes the uniform number (inverse transform sampling)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     cumulative = filtered(logits, sampling).softmax(-1).cumsum(-1)
-    # Rounding leaves the last entry near 1, not at 1: the noise is measured against it, and stays inside.
-    threshold = noise[..., None] * cumulative[..., -1:]
+    # Rounding leaves the last entry near 1, not at 1: the number is measured against it, and stays inside.
+    threshold = uniform[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
 
 

@@ -104,7 +104,7 @@ STATISTICS: dict[str, Callable[[StepLogits], Float[Tensor, "R block"]]] = {
     # With which log-probability the token was drawn, and what the log-prob mode `cfg` scores.
     "logp_cfg": lambda step: step.at_tokens(step.log_drawn),
     "entropy_cond": lambda step: entropy(step.log_conditional),
-    # What single rules of `t2i_rl.methods.credit.rule` ask for.
+    # What single rules of `t2i_rl.methods.credit` ask for.
     "js_cond_uncond": lambda step: js_divergence(step.log_conditional, step.log_unconditional),
     "kl_uniform": lambda step: kl_from_uniform(step.log_conditional),
     "logit_cond": lambda step: step.at_tokens(step.conditional),

@@ -19,9 +19,9 @@ from t2i_rl.prompts.order import batch, further_batch
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout, concatenate, join
 from t2i_rl.rollout.log_probs import micro_batches
-from t2i_rl.rollout.noise import occurrences
+from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.passes import StatisticPasses
-from t2i_rl.rollout.sampler import Noise, encode, sample_group
+from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.scoring import Scorer, with_rewards
 

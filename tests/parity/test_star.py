@@ -12,7 +12,8 @@ from models.star.policy import NullText, StarConfig, StarPolicy
 from models.star.transformer import StarTransformer
 from models.star.vae import StarVae, sizes_of
 from t2i_rl.rollout.distribution import filtered
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from tests.models.small_star import random_text_encoder, word_tokenizer
 from tests.parity.golden import golden_folder

@@ -9,7 +9,7 @@ Differences between paper and released code, and what we chose:
 - As released, structure tokens come from the middle 80 % of the sequence. For shares above a tenth the release
   lets them overlap the initial ones; ours do not, so that 3K holds for every share.
 - The paper's running weight is the mean of the clipped difference, the release's the mean of its exponential.
-  Ours is exponential by default: the paper's form is 0, so without policy gradient, at the first update.
+  Ours is exponential by default: the paper's form is 0 at the first update, so without policy gradient if detached.
 - The release lets gradient flow through the running weight, which then also updates unselected tokens.
   Detached by default: only then are the critical tokens the only ones.
 - The paper divides by all tokens, the release by the selected ones: the objective's denominator.

@@ -1,4 +1,4 @@
-"""Token credit: which tokens of an image are updated, and how strongly. One file per paper.
+"""What a rule of token credit is given and what it returns; and the plainest rule.
 
 Nothing here imports torch before it is called: the command line reads the rules' settings for its help.
 """

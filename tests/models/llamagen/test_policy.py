@@ -13,7 +13,8 @@ from models.llamagen import policy as llamagen
 from models.llamagen.policy import LlamaGenPolicy
 from models.llamagen.transformer import halves, neighbours
 from models.policy import Condition
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from tests.models.tiny_llamagen import CAPTION_WIDTH, CODES, GRID, PIXELS, TEXT_ROWS, save_release
 

@@ -20,7 +20,8 @@ from t2i_rl.configuration.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.objectives import Objective
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.trainer import Trainer
 from tests.models.small_star import random_star

@@ -16,7 +16,8 @@ from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import find_method
 from t2i_rl.pictures.heatmap_files import COLUMNS, ROWS, draw, page, save
 from t2i_rl.pictures.heatmaps import CLASSES, LOOKS, TokenMaps, token_maps
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from tests.conftest import random_janus
 from tests.models.small_star import random_star

@@ -25,8 +25,8 @@ from t2i_rl.reports.analysis import (
     regions,
     windows,
 )
-from t2i_rl.rollout.noise import uniforms
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise, uniforms
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from tests.conftest import random_janus
 from tests.models.small_star import random_star

@@ -14,7 +14,8 @@ from t2i_rl.rollout.ends import Ends, row_lengths, valid_tokens
 from t2i_rl.rollout.groups import Rollout, concatenate
 from t2i_rl.rollout.log_probs import frozen_log_probs, replay
 from t2i_rl.rollout.measure import measure
-from t2i_rl.rollout.sampler import Noise, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from tests.conftest import random_janus
 from tests.models.small_qwen_vl import KINDS, picture, random_qwen

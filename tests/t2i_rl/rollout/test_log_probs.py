@@ -18,7 +18,8 @@ from t2i_rl.rollout.log_probs import (
     replay,
 )
 from t2i_rl.rollout.measure import measure
-from t2i_rl.rollout.sampler import Noise, encode, sample_group
+from t2i_rl.rollout.noise import Noise
+from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, entropy, kl_divergence
 from tests.conftest import random_janus

@@ -11,8 +11,8 @@ from models.janus.policy import JanusPolicy
 from t2i_rl.rollout.distribution import filtered, mix
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.names import CONTRASTS, StatisticName
-from t2i_rl.rollout.noise import occurrences
-from t2i_rl.rollout.sampler import Noise, draw, encode, sample_group
+from t2i_rl.rollout.noise import Noise, occurrences
+from t2i_rl.rollout.sampler import draw, encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, entropy, kl_divergence
 
