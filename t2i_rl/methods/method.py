@@ -33,7 +33,7 @@ class Method:
     credit: which tokens are updated, and how strongly.
     objective: the loss.
     dynamic: a weight that follows the policy during the update and multiplies the credit's.
-    entropy_reward: a bonus on verifiable rewards, those that give a strict verdict beside the score.
+    entropy_reward: a bonus on verifiable rewards, which give a strict verdict beside the score; others are refused.
     filter_zero_std: whether groups of equal rewards, which teach nothing, stay in the update with their KL (`off`),
         leave it (`drop`), or are replaced by the groups of further prompts (`resample`).
     source: whose statistics the credit sees in the second and later updates of a rollout: still those of the policy

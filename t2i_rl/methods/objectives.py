@@ -79,12 +79,13 @@ class Denominators:
     """What the sums over a whole update batch are divided by; add them up over processes.
 
     policy, kl: of the two terms of the loss.
-    selected: the number of updated tokens, for the metrics.
+    selected, tokens: the numbers of updated and of all tokens, for the metrics.
     """
 
     policy: Float[Tensor, ""]
     kl: Float[Tensor, ""]
     selected: Float[Tensor, ""]
+    tokens: Float[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,15 @@ class Loss:
 
     value: what to differentiate.
     policy: the policy term of the loss.
-    kl: mean KL term over the updated tokens, in nats, before beta and the KL factor.
+    kl, kl_updated: mean KL term over all and over the updated tokens, in nats, before beta and the KL factor; None
+        where there is no reference.
     clip_fraction: share of the updated tokens at which a bound of the surrogate is active.
     """
 
     value: Float[Tensor, ""]
     policy: Float[Tensor, ""]
-    kl: Float[Tensor, ""]
+    kl: Float[Tensor, ""] | None
+    kl_updated: Float[Tensor, ""] | None
     clip_fraction: Float[Tensor, ""]
 
 
@@ -147,12 +150,12 @@ def denominators(credit: TokenCredit, objective: Objective) -> Denominators:
     selected = credit.mask.sum().float()
     tokens = selected.new_tensor(credit.mask.numel())
     if objective.denominator == "tokens":
-        return Denominators(tokens, tokens, selected)
+        return Denominators(tokens, tokens, selected, tokens)
     if objective.denominator in ("mean-of-images", "images"):
         images = tokens / credit.mask.shape[-1]
-        return Denominators(images, images, selected)
+        return Denominators(images, images, selected, tokens)
     weight = (credit.weight * credit.mask).sum()
-    return Denominators(weight if objective.denominator == "weight" else selected, selected, selected)
+    return Denominators(weight if objective.denominator == "weight" else selected, selected, selected, tokens)
 
 
 def policy_loss(
@@ -176,11 +179,13 @@ def policy_loss(
     # Images are never split, so each knows its own share of the mean.
     share = mask / mask.sum(-1, keepdim=True).clamp(min=1) if objective.denominator == "mean-of-images" else mask
     policy = mean(terms.loss * images.weight * share, denominators.policy)
-    divergence = replay.kl
-    if divergence is None:
-        divergence = lp.new_zeros(lp.shape) if images.ref is None else kl_terms(lp, images.ref, objective.kl)
-    factor = share if images.kl_weight is None else share * images.kl_weight
-    value = policy + objective.beta * mean(divergence * factor, denominators.kl)
+    value, kl, kl_updated = policy, None, None
+    divergence = kl_terms(lp, images.ref, objective.kl) if replay.kl is None and images.ref is not None else replay.kl
+    if divergence is not None:
+        factor = share if images.kl_weight is None else share * images.kl_weight
+        value = policy + objective.beta * mean(divergence * factor, denominators.kl)
+        kl = mean(divergence.detach(), denominators.tokens)
+        kl_updated = mean(divergence.detach() * mask, denominators.selected)
     if objective.entropy_bonus:
         if replay.entropy is None:
             raise ValueError(f"the entropy bonus is {objective.entropy_bonus}: pass the entropy of the tokens")
@@ -188,7 +193,8 @@ def policy_loss(
     return Loss(
         value=value,
         policy=policy.detach(),
-        kl=mean(divergence * mask, denominators.selected).detach(),
+        kl=kl,
+        kl_updated=kl_updated,
         clip_fraction=mean(terms.clipped & mask, denominators.selected),
     )
 

@@ -11,8 +11,9 @@ What is compared, over the seeds of an arm:
 - the held-out score of each tag at the last step;
 - the standard deviation of the reward inside a group, mean over the run: what a group has to teach;
 - the mean weight of the updated tokens, before a running weight: how strongly rewards pull against the KL;
-- the metric `kl` (`t2i_rl.training.metrics_log`), in nats, mean over the last tenth of the steps. Arms without a
-  reference have none;
+- the metric `kl` (`t2i_rl.training.metrics_log`), in nats, over all tokens, so that arms which update few compare with
+  others; mean over the last tenth of the steps. Arms without a reference have none, nor have older runs that updated
+  a part of the tokens: they measured it over that part;
 - seconds for a step.
 
 What stands behind ± is the standard error of the mean, deviation / sqrt(seeds), without a t quantile; there is none for
@@ -43,7 +44,7 @@ class Finished:
     heldout: the score at each evaluated step. seconds: training time until there.
     tags: the score of each tag at the last step.
     weight: None for a run from before it was measured.
-    kl: None where there is no reference.
+    kl: None where there is no reference, or where an older run measured it over a part of the tokens.
     """
 
     heldout: Mapping[int, float]

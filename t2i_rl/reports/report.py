@@ -40,6 +40,7 @@ SECTIONS = {
     "Reward of the training groups": ("reward", "reward/", "reward_std", "zero_variance", "groups_"),
     "Policy": (
         "kl",
+        "kl_updated",
         "entropy",
         "clip_fraction",
         "updated_tokens",
@@ -58,6 +59,7 @@ TITLES = {
     "reward_std": "standard deviation in a group",
     "zero_variance": "share of groups with equal rewards",
     "kl": "divergence from the reference, nats",
+    "kl_updated": "the same over updated tokens, nats",
     "entropy": "entropy while sampling, nats",
     "clip_fraction": "share of clipped tokens",
     "updated_tokens": "share of updated tokens",

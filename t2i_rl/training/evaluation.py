@@ -16,13 +16,15 @@ from rewards.reward import Reward, Scores, score_images
 from t2i_rl.prompts.prompt import Prompt, tag_of
 from t2i_rl.rollout.generate import Generated, generate
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training.scoring import verdict_name
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out score: the share of correct images where the reward has a strict verdict, else its mean.
+    """The held-out score: the share of correct images where the reward, or one of a sum, has a strict verdict
+    (`t2i_rl.training.scoring.verdict_name`); else the mean of the reward.
 
     per_tag: the mean over the images of each tag (prompts without a tag are one tag, `all`).
     overall: the unweighted mean of `per_tag`, as in GenEval.
@@ -65,7 +67,9 @@ def evaluate(
     texts = [prompt.text for prompt in prompts]
     for images in chunks(generate(policy, texts, images_per_prompt, sampling, seed, batch), batch):
         scores = score_generated(reward, prompts, images)
-        for image, value in zip(images, scores.parts.get("strict", scores.total).tolist(), strict=True):
+        verdict = verdict_name(scores.parts)
+        values = scores.total if verdict is None else scores.parts[verdict]
+        for image, value in zip(images, values.tolist(), strict=True):
             found.setdefault(tag_of(prompts[image.prompt]), []).append(value)
     per_tag = {tag: fmean(values) for tag, values in found.items()}
     return Evaluation(per_tag, fmean(per_tag.values()), sum(map(len, found.values())))

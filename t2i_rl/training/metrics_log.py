@@ -11,7 +11,8 @@ Names in `metrics.jsonl`:
 | groups_dropped, groups_resampled | groups left out of the update; groups of further prompts (when filtered) |
 | groups_lost | groups that lack a score and count nowhere else (with on-reward-failure drop_group) |
 | reward_faults/KIND | how often a reward server failed (kinds: `rewards.http.client`), whether a retry helped or not |
-| kl | mean divergence from the reference, over the updated tokens, in the method's form, in nats |
+| kl | mean divergence from the reference over all tokens, in the method's form, in nats; none without a reference |
+| kl_updated | the same over the updated tokens |
 | entropy | mean entropy of the sampled distribution, in nats |
 | clip_fraction | share of updated tokens at which the clipped product was the smaller one |
 | policy_loss, grad_norm | of the last optimizer step; the norm before clipping |
@@ -47,7 +48,15 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     """The steps of a run so far; a line without its end was being written when the run was killed."""
     path = run / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [_as_named_today(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _as_named_today(row: dict[str, float]) -> dict[str, float]:
+    """In older runs `kl` was over the updated tokens alone: `kl_updated` now, and `kl` only where these were all."""
+    if "kl" not in row or "kl_updated" in row:
+        return row
+    everywhere = row.get("updated_tokens") == 1
+    return {name: value for name, value in row.items() if name != "kl" or everywhere} | {"kl_updated": row["kl"]}
 
 
 def step_seconds(row: Metrics) -> float:

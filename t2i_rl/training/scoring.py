@@ -1,7 +1,7 @@
 """What the images of a step earn: asked in a thread of its own, while the next ones are sampled."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -66,6 +66,15 @@ class Scorer:
             )
         finally:
             self.seconds += time.perf_counter() - began
+
+
+def verdict_name(parts: Iterable[str]) -> str | None:
+    """The part of a reward that says of an image right or wrong: `strict`, or `NAME/strict` in a sum of rewards.
+
+    None where there is no such part, or several, of which none is the verdict on the whole.
+    """
+    found = [name for name in parts if name.rpartition("/")[2] == "strict"]
+    return found[0] if len(found) == 1 else None
 
 
 def with_rewards(

@@ -15,6 +15,7 @@ from models.policy import Policy
 from rewards.reward import Reward
 from t2i_rl.configuration.checks import check_layout, check_settings
 from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import advantages
 from t2i_rl.methods.baselines import PromptBaseline, Running
 from t2i_rl.methods.credit.rule import Context, TokenCredit
@@ -29,6 +30,7 @@ from t2i_rl.rollout.passes import StatisticPasses
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.collecting import Collector
 from t2i_rl.training.optimizer import adamw
+from t2i_rl.training.scoring import verdict_name
 from t2i_rl.training.update import apply_gradient, backward, learning_rate
 
 
@@ -89,8 +91,12 @@ class Trainer:
     def advantages(self, groups: Groups) -> Float[Tensor, "P G"]:
         """How good each image is, among its group or against what its prompt has earned before."""
         rewards, scale, bonus = groups.rewards, self.method.scale, self.method.entropy_reward
-        verdict = any(name.rpartition("/")[2] == "strict" for name in groups.parts)
-        if bonus is not None and self.reference is not None and verdict:
+        if bonus is not None and self.reference is not None:
+            if verdict_name(groups.parts) is None:
+                raise UserError(
+                    f"method {self.method.name} has an entropy reward, for images that are right, and "
+                    f"{self.collector.reward.name} gives no strict verdict: set entropy_reward=none in the method"
+                )
             rewards = bonus(rewards, *self.mean_entropies(groups.rollout, self.reference))
         if isinstance(scale, PromptBaseline):
             compared, self.history = scale(rewards, groups.rollout.prompts, self.history)
@@ -141,7 +147,7 @@ class Trainer:
                 gap = (lp - sampled).abs().max().item()
             norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
         return {
-            "kl": sums["kl"],
+            **{name: sums[name] for name in ("kl", "kl_updated") if name in sums},
             "clip_fraction": sums["clip_fraction"],
             "policy_loss": sums["policy"],
             "grad_norm": norm,

@@ -1,6 +1,7 @@
 """One optimizer step: gradients added up over micro-batches, then weights moved unless something is not finite."""
 
 import math
+from collections import defaultdict
 
 import torch
 from jaxtyping import Float
@@ -42,10 +43,11 @@ def backward(
 ) -> tuple[dict[str, float], Float[Tensor, "R N"]]:
     """Leave the gradient of the rollout's loss in the weights.
 
-    Returns the loss and its parts (`t2i_rl.methods.objectives.Loss`), and the log-probabilities of the tokens.
+    Returns the loss and its parts that there are (`t2i_rl.methods.objectives.Loss`), and the log-probabilities of the
+    tokens.
     """
     condition, tokens, valid = rollout.row_condition, rollout.tokens.flatten(0, 1), rollout.valid.flatten(0, 1)
-    sums = {"value": 0.0, "policy": 0.0, "kl": 0.0, "clip_fraction": 0.0}
+    sums = defaultdict[str, float](float)
     log_probs = []
     with_entropy = method.objective.entropy_bonus != 0
     compared = reference if method.objective.kl == "full" else None
@@ -54,8 +56,9 @@ def backward(
         replayed = replay(policy, *rows, distribution, with_entropy, compared, valid=valid[part])
         loss = method.loss(replayed, images.take(part), shares, policy.layout)
         loss.value.backward()
-        for name in sums:
-            sums[name] += getattr(loss, name).item()
+        for name, value in vars(loss).items():
+            if value is not None:
+                sums[name] += value.item()
         log_probs.append(replayed.lp.detach())
     return sums, torch.cat(log_probs)
 

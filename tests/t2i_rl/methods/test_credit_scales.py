@@ -125,7 +125,7 @@ def test_a_method_hands_its_layout_to_the_dynamic_weight() -> None:
     ones = torch.ones(2, SMALL.tokens)
     rows, shares = (
         ImageRows(torch.tensor([1.0, -2.0]), ones, ones.bool(), ref=ref),
-        Denominators(*torch.tensor([2.0, 3, 4])),
+        Denominators(*torch.tensor([2.0, 3, 4, 18])),
     )
     weighed = dataclasses.replace(rows, weight=DynamicWeight(over="scales")(lp, ref, SMALL))
     expected = policy_loss(Replay(lp), weighed, method.objective, shares, SMALL)

@@ -100,7 +100,8 @@ def test_loss_is_the_formula(denominator) -> None:
     expected = policy / over + 0.5 * kl / kl_over
     torch.testing.assert_close(found.value, expected)
     torch.testing.assert_close(found.policy, (policy / over).detach())
-    torch.testing.assert_close(found.kl, (kl / selected).detach())
+    torch.testing.assert_close(found.kl_updated, (kl / selected).detach())
+    torch.testing.assert_close(found.kl, k3(batch.lp, batch.ref).detach().mean())
 
 
 @pytest.mark.parametrize("denominator", get_args(Denominator))
@@ -112,7 +113,7 @@ def test_micro_batches_add_up_to_the_batch(denominator, seed: int, cuts: set[int
     whole = batch.loss(objective, parts, on_policy=on_policy)
     edges = [0, *sorted(cuts), ROWS]
     pieces = [batch.loss(objective, parts, slice(start, stop), on_policy) for start, stop in pairwise(edges)]
-    for name in ("value", "policy", "kl", "clip_fraction"):
+    for name in ("value", "policy", "kl", "kl_updated", "clip_fraction"):
         torch.testing.assert_close(sum(getattr(piece, name) for piece in pieces), getattr(whole, name))
     torch.testing.assert_close(sum(gradient(piece, batch.lp) for piece in pieces), gradient(whole, batch.lp))
 
@@ -143,7 +144,7 @@ def test_no_selected_token_gives_a_connected_zero(denominator) -> None:
     batch, objective = Batch(), Objective(beta=0.1, denominator=denominator)
     batch.mask = torch.zeros_like(batch.mask)
     loss = batch.loss(objective, denominators(batch.credit, objective))
-    assert loss.value == loss.kl == loss.clip_fraction == 0
+    assert loss.value == loss.kl_updated == loss.clip_fraction == 0 and loss.kl > 0
     assert (gradient(loss, batch.lp) == 0).all()
 
 
@@ -195,8 +196,8 @@ def test_the_kl_factor_bears_on_the_kl_alone() -> None:
     half = torch.full_like(batch.weight, 0.5)
     plain = batch.loss(objective, parts)
     halved = policy_loss(Replay(batch.lp), replace(batch.rows(), kl_weight=half), objective, parts)
-    assert (plain.policy, plain.kl) == (halved.policy, halved.kl)
-    torch.testing.assert_close(halved.value, plain.policy + 0.05 * plain.kl)
+    assert (plain.policy, plain.kl, plain.kl_updated) == (halved.policy, halved.kl, halved.kl_updated)
+    torch.testing.assert_close(halved.value, plain.policy + 0.05 * plain.kl_updated)
 
 
 @pytest.mark.parametrize("form", get_args(KL))
@@ -215,8 +216,9 @@ def test_the_full_kl_is_given() -> None:
     exact = batch.lp.exp()
     rows = ImageRows(batch.advantages, batch.weight, batch.mask)
     loss = policy_loss(Replay(batch.lp, kl=exact), rows, objective, denominators(batch.credit, objective))
-    torch.testing.assert_close(loss.kl, exact[batch.mask].mean().detach())
-    torch.testing.assert_close(loss.value.detach(), loss.policy + 0.5 * loss.kl)
+    torch.testing.assert_close(loss.kl, exact.mean().detach())
+    torch.testing.assert_close(loss.kl_updated, exact[batch.mask].mean().detach())
+    torch.testing.assert_close(loss.value.detach(), loss.policy + 0.5 * loss.kl_updated)
 
 
 def test_the_entropy_bonus_is_taken_from_the_loss() -> None:

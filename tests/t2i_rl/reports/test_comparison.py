@@ -27,7 +27,7 @@ def write_run(run: Path, scores: dict[int, float], pace: float = 2.0, steps: int
     rows: list[dict[str, float]] = [{"step": step} for step in range(steps + 1)]
     for step, row in enumerate(rows):
         if step:
-            row |= {"reward_std": 0.1 * step, "kl": step / 100, "credit_weight": 0.5}
+            row |= {"reward_std": 0.1 * step, "kl": step / 100, "kl_updated": 0.0, "credit_weight": 0.5}
             row |= {"seconds/sample": pace / 4, "seconds/update": 3 * pace / 4}
         if step in scores:
             row |= {"heldout": scores[step], "heldout/colors": scores[step] - 0.1, "heldout/counting": 0.5}
@@ -73,7 +73,7 @@ def test_the_divergence_is_that_of_the_last_tenth(tmp_path: Path) -> None:
 def test_a_step_that_updated_nothing_has_no_divergence(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {20: 0.5}, steps=20)
     rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-    del rows[20]["kl"]
+    del rows[20]["kl"], rows[20]["kl_updated"]
     (run / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_run(run, 20, reference=True)
     assert found is not None and found.kl == 0.19

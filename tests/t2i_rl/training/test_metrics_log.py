@@ -71,6 +71,19 @@ def test_every_metric_of_a_step_is_documented():
     json.dumps(metrics, allow_nan=False)
 
 
+def test_the_divergence_of_an_older_run_goes_by_todays_names(tmp_path: Path):
+    """It was over the updated tokens: over all where these were all, and not known there elsewhere."""
+    rows = [
+        {"step": 1, "kl": 0.3, "updated_tokens": 0.3},
+        {"step": 2, "kl": 0.2, "updated_tokens": 1.0},
+        {"step": 3, "kl": 0.1, "kl_updated": 0.5, "updated_tokens": 0.3},
+        {"step": 4, "reward": 1.0},
+    ]
+    (tmp_path / tracking.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [(row.get("kl"), row.get("kl_updated")) for row in read_metrics(tmp_path)]
+    assert found == [(None, 0.3), (0.2, 0.2), (0.1, 0.5), (None, None)]
+
+
 def test_the_seconds_of_a_step_count_nothing_twice():
     assert step_seconds({"step": 1, "seconds/score": 5.0, "seconds/score_wait": 1.0, "seconds/step": 4.0}) == 4
     assert step_seconds(ROWS[1]) == 0.5 and step_seconds(ROWS[0]) == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from t2i_rl.cli import main
 from t2i_rl.configuration.config import RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.errors import DivergenceError
 from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.methods.credit.rule import UNKNOWN
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.log_probs import frozen_log_probs
 from t2i_rl.rollout.sampling import Sampling
@@ -33,6 +35,14 @@ class ShareOfToken(OfTokens):
 
     def total(self, tokens: Tensor, prompt: str) -> float:
         return ((tokens == TOKEN).float().mean() + 1e-4 * tokens.mean()).item()
+
+
+class Judged(ShareOfToken):
+    """With a verdict, for methods with an entropy reward."""
+
+    def score(self, *asked: Any) -> Scores:
+        scores = super().score(*asked)
+        return dataclasses.replace(scores, parts={"strict": (scores.total > 0).float()})
 
 
 class Indifferent(OfTokens):
@@ -91,7 +101,7 @@ def test_it_learns(method: str, updates: int):
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in TRAINED])
 def test_every_method_takes_a_finite_step(method: str):
     """And a second one with two updates, the latter off the sampling policy, where clipping and ratios matter."""
-    learner = trainer(method, settings(group_size=4))
+    learner = trainer(method, settings(group_size=4), Judged)
     assert learner.step(1)["grad_norm"] > 0
     learner.config = settings(group_size=4, updates_per_rollout=2)
     assert all(math.isfinite(value) for value in learner.step(2).values())
@@ -149,9 +159,10 @@ def test_only_the_language_model_moves_and_the_reference_stays():
     assert kl[0] == 0 and kl[1] > 0
 
 
-def test_the_kl_that_is_logged():
-    """Against k3 of the scores, for a reference that is another model."""
-    learner = trainer("grpo", settings())
+@pytest.mark.parametrize("method", ["grpo", "critical"])
+def test_the_kl_that_is_logged(method: str):
+    """Against k3 of the scores, for a reference that is another model: over all tokens, and over the updated ones."""
+    learner = trainer(method, settings())
     learner.reference = random_janus(seed=1).reference()
     before = random_janus()
     metrics = learner.step(1)
@@ -160,8 +171,18 @@ def test_the_kl_that_is_logged():
     difference = frozen_log_probs(learner.reference, condition, tokens, 6) - frozen_log_probs(
         before, condition, tokens, 6
     )
-    wanted = (difference.clamp(-20, 20).exp() - difference.clamp(-20, 20) - 1).mean()
-    assert metrics["kl"] == pytest.approx(wanted.item(), rel=1e-4)
+    wanted = difference.clamp(-20, 20).exp() - difference.clamp(-20, 20) - 1
+    assert metrics["kl"] == pytest.approx(wanted.mean().item(), rel=1e-4)
+    if method == "grpo":
+        assert metrics["kl_updated"] == metrics["kl"]
+    else:
+        mask = learner.credit(rollout, UNKNOWN).mask.flatten(0, 1)
+        assert metrics["kl_updated"] == pytest.approx(wanted[mask].mean().item(), rel=1e-4)
+
+
+def test_without_a_reference_there_is_no_divergence():
+    metrics = trainer("gtpo", settings()).step(1)
+    assert "policy_loss" in metrics and not {"kl", "kl_updated"} & metrics.keys()
 
 
 def test_equal_rewards_teach_nothing():
