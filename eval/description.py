@@ -17,6 +17,7 @@ from typing import Any, Literal
 from eval.benchmark import TOTAL, Benchmark, Metric
 from eval.questions import Question
 from t2i_rl.errors import UserError
+from t2i_rl.prompts.files import prompt_of
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.prompts.sets import NAMES
@@ -81,16 +82,9 @@ def _prompts(told: str | list[Any], path: Path) -> tuple[Prompt, ...]:
     """Those of a set by its name, of a file beside the description, or in the description itself."""
     if isinstance(told, str):
         return tuple(load_prompts(told if told in NAMES else str(path.parent / told)))
-    records = [{"prompt": one} if isinstance(one, str) else one for one in told]
-    for number, record in enumerate(records, start=1):
-        text = record.get("prompt") if isinstance(record, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(
-                f"{path}, entry {number} of 'prompts' has no prompt: each is a text, or has a text `prompt`"
-            )
-    if not records:
+    if not told:
         raise UserError(f"{path}: 'prompts' is empty: write at least one")
-    return tuple(Prompt(record["prompt"], record) for record in records)
+    return tuple(prompt_of(one, f"{path}, entry {number} of 'prompts'") for number, one in enumerate(told, start=1))
 
 
 def _question(name: str, told: Any, path: Path) -> Question:

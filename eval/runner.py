@@ -27,9 +27,10 @@ from eval.records.manifest import (
     digest,
 )
 from eval.records.progress import Stages, display
-from eval.records.provenance import prompts_digest, scorer_weights, versions
+from eval.records.provenance import scorer_weights, versions
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import naming, write_atomically
+from t2i_rl.prompts.prompt import prompts_digest
 from t2i_rl.rollout.generate import check_counts
 from t2i_rl.training.evaluation import chunks
 

@@ -22,6 +22,17 @@ def check(name: str, value: object, holds: bool, wanted: str) -> None:
         raise UserError(f"{name} is {value}: it has to be {wanted}")
 
 
+def check_whole(text: str, where: str, fault: str = "half of a character") -> None:
+    """Raise UserError for a text that no file and no tokenizer takes: it holds a surrogate, which means a fault.
+
+    JSON may hold one half of a pair of them; Python turns a byte of the command line into one where it is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds {fault} (\\u{ord(text[error.start]):04x}): mend the text") from None
+
+
 def check_choice(where: str, name: str, value: str, literal: Any) -> None:
     """Raise UserError unless the value is one of the `Literal`'s words."""
     if value not in get_args(literal):
@@ -91,6 +102,8 @@ def typed(value: Any, wanted: Any, where: str) -> Any:
         return float(value)
     if type(value) is not wanted:
         raise UserError(f"{where} is {value!r}: it has to be of type {wanted.__name__}")
+    if isinstance(value, str):
+        check_whole(value, where)
     return value
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from eval.records.manifest import digest
 from models.registry import find
 from rewards.files.pins import pins, sha256
-from t2i_rl.prompts.prompt import Prompt
 
 PACKAGES = ("t2i-rl", "torch", "torchvision", "transformers", "open-clip-torch", "numpy", "pillow")
 OPTIONAL = ("spacy", "en-core-web-sm")  # they change T2I-CompBench's questions
@@ -40,11 +38,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """The SHA-256 of prompts with their metadata, in their order."""
-    return digest([[prompt.text, dict(prompt.metadata)] for prompt in prompts])
 
 
 def weights_of(source: str | Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ import tyro
 
 from models.registry import find as find_model
 from t2i_rl.errors import UserError
+from t2i_rl.prompts.reading import check_words
 from t2i_rl.rollout.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Drawing:
         """Refuse before torch is imported."""
         find_model(self.model)
         Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        check_words(self.negative_prompt, "negative-prompt")
 
     def policy(self, model: str) -> Policy:
         """A model in the precision and place asked for."""

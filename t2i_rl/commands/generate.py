@@ -16,7 +16,8 @@ class Generate(Drawing):
     """Images of prompts, a contact sheet, and a JSON file of seeds and settings.
 
     Attributes:
-        prompts: the prompts themselves, or one .jsonl or .txt file of them.
+        prompts: the prompts themselves, files of them or sets by their names, as train reads them (docs/data.md); what
+            ends like a prompt file (.jsonl, .json, .csv, .tsv, .txt) is taken for one.
         out: folder of the images; it must not hold anything.
         images_per_prompt: images of each prompt.
         batch: images sampled at once; only memory and speed depend on it.
@@ -35,13 +36,13 @@ def generate(arguments: Sequence[str]) -> None:
     wanted = parse(Generate, arguments, "generate")
     from t2i_rl.outputs import check_free
     from t2i_rl.prompts.prompt import Prompt
-    from t2i_rl.prompts.reading import load_prompts
+    from t2i_rl.prompts.reading import load_prompts, names_prompts
 
     check_free(wanted.out)
-    is_file = len(wanted.prompts) == 1 and Path(wanted.prompts[0]).suffix in (".jsonl", ".txt")
-    prompts = load_prompts(wanted.prompts[0]) if is_file else [Prompt(text) for text in wanted.prompts]
+    named = [load_prompts(words) if names_prompts(words) else [Prompt(words)] for words in wanted.prompts]
+    prompts = [prompt for some in named for prompt in some]
     if not prompts:
-        raise UserError("there is nothing to draw: give prompts, or a .jsonl or .txt file of them")
+        raise UserError("there is nothing to draw: give prompts, or files of them")
     policy, sampling = wanted.load()
     from t2i_rl.pictures.image_files import write_images
 

@@ -10,6 +10,7 @@ import tyro
 from t2i_rl.commands.arguments import Drawing, parse
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import find_method
+from t2i_rl.prompts.reading import check_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Heatmap(Drawing):
         if self.from_run is None:
             if not self.prompt:
                 raise UserError("the prompt is missing: say what the images show, or name a run with --from-run")
+            check_words(self.prompt, "the prompt")
             if self.step is not None or self.row:
                 raise UserError("--step and --row are of a run: name it with --from-run")
             return

@@ -9,6 +9,7 @@ import tyro
 
 from t2i_rl.commands.arguments import parse
 from t2i_rl.errors import UserError
+from t2i_rl.prompts.reading import check_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,10 @@ class Report:
             raise UserError("no run is named: give at least one run folder")
         if len(self.runs) > 1 and self.out is None:
             raise UserError("several runs have no common folder for the page: name it with --out")
-        if self.prompt is not None and not self.prompt.strip():
-            raise UserError("the prompt is empty: say what the images show")
+        if self.prompt is not None:
+            if not self.prompt.strip():
+                raise UserError("the prompt is empty: say what the images show")
+            check_words(self.prompt, "the prompt")
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.position import SlidingWindow
 from t2i_rl.methods.credit.product import Product
-from t2i_rl.prompts.reading import SHAPES_SPLITS
+from t2i_rl.prompts.reading import SHAPES_SPLITS, check_words
 from t2i_rl.prompts.sets import NAMES
 from t2i_rl.rollout.names import CONTRASTS
 
@@ -48,6 +48,8 @@ def check_settings(config: TrainConfig, method: Method) -> None:
         raise UserError(
             f"contrast-prompt has no effect: method {method.name} does not compare the prompt with another one"
         )
+    check_words(config.contrast_prompt or "", "contrast-prompt")
+    check_words(config.rollout.sampling.negative_prompt, "negative-prompt")
 
 
 def _check_rewards(config: TrainConfig, method: Method) -> None:

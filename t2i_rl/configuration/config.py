@@ -208,7 +208,7 @@ class TrainConfig:
         reward_order: whether the parts are summed and then compared inside the group, or the reverse. The reverse of a
             sum of rewards (geneval:1.0 hpsv2:0.5) takes its weights from there.
         on_reward_failure: where an image has no score: stop the run, or leave its whole group out of the update.
-        prompts: the training prompts: shapes:train, the name of a set (t2i-rl data list) or a .jsonl or .txt file.
+        prompts: the training prompts: shapes:train, the name of a set (t2i-rl data list) or a file (docs/data.md).
         heldout: the prompts of the periodic evaluation, likewise.
         steps: rollouts in the whole run.
         seed: of the noise and of the order of the prompts.

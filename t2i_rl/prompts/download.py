@@ -5,13 +5,14 @@ An interrupted download leaves nothing behind.
 
 import hashlib
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import httpx
 
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import whole_file
-from t2i_rl.prompts.sets import READERS, find_set, place, prompt_file, records, verify
+from t2i_rl.prompts.files import read
+from t2i_rl.prompts.sets import find_set, place, prompt_file, verify
 
 MOST_BYTES = 16 * 2**20  # of one file
 PATIENCE = 30.0  # seconds without a byte
@@ -52,8 +53,7 @@ def _checked(name: str, url: str) -> str:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{url} is not UTF-8 text ({error.reason}): the address may be of something else") from error
-    if PurePosixPath(url).suffix in READERS:
-        records(text, url)
+    read(text, url)
     return text
 
 

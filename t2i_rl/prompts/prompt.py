@@ -1,5 +1,7 @@
-"""A prompt, its tag, and lists in which every tag has the same number."""
+"""A prompt, its tag, what tells lists of prompts apart, and lists in which every tag has the same number."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -10,14 +12,24 @@ UNTAGGED = "all"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its reward needs to know: for GenEval its record (`tag`, `include`, `exclude`)."""
+    """A prompt and what its reward needs to know: for GenEval its record (`tag`, `include`, `exclude`).
+
+    origin: the file and the line that it was read from, for errors; "" where it was read from none.
+    """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = field(default="", compare=False)
 
 
 def tag_of(prompt: Prompt) -> str:
     return str(prompt.metadata.get("tag", UNTAGGED))
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """The SHA-256 of prompts with their metadata, in their order."""
+    content = json.dumps([[prompt.text, dict(prompt.metadata)] for prompt in prompts], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def balanced(prompts: Sequence[Prompt], per_tag: int) -> list[Prompt]:

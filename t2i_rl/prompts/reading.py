@@ -1,17 +1,35 @@
-"""Prompts, where they come from, and the order in which training meets them."""
+"""Prompts by what a person names: a split of the shapes world, a set, or a file."""
 
-import json
+import os
 from collections import Counter
 from pathlib import Path
 
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import shapes_world
+from t2i_rl.prompts import files, shapes_world
+from t2i_rl.prompts.files import SUFFIXES
 from t2i_rl.prompts.prompt import Prompt, tag_of
-from t2i_rl.prompts.sets import NAMES, READERS, place, prompt_file, records
+from t2i_rl.prompts.sets import NAMES, place, prompt_file
 
 SHAPES_SPLITS = {"shapes:train": "train", "shapes:heldout": "heldout"}
-SUFFIXES = (".jsonl", ".txt", *READERS)
 REPEATS = 16  # of a rare tag's prompts
+UNREAD = (".parquet", ".arrow", ".xlsx", ".yaml", ".yml", ".gz", ".zip")  # kinds of files that others keep prompts in
+
+
+def names_prompts(words: str) -> bool:
+    """Whether words name prompts rather than being one: a set, a file that is here, or what ends like a prompt file."""
+    if words in SHAPES_SPLITS or words in NAMES or files.suffix(words) in (*SUFFIXES, *UNREAD):
+        return True
+    path = Path(words)
+    try:
+        return path.is_file() or (os.sep in words and path.is_dir())
+    except (OSError, ValueError):  # longer than a name can be
+        return False
+
+
+def check_words(words: str, what: str) -> None:
+    """Raise UserError for the name of prompts where the words of one are wanted."""
+    if names_prompts(words):
+        raise UserError(f"{what} is {words!r}, which names a file or a set of prompts: write the words of one instead")
 
 
 def path_of(source: str) -> Path | None:
@@ -22,10 +40,13 @@ def path_of(source: str) -> Path | None:
     if source in SHAPES_SPLITS:
         return None
     path = place(source) if source in NAMES else Path(source)
-    if path.suffix not in SUFFIXES:
+    kinds = ", ".join(SUFFIXES)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give one file of prompts ({kinds}), such as a .txt with one on each line")
+    if files.suffix(path) not in SUFFIXES:
         raise UserError(
             f"unknown prompts {source!r}: give {', '.join(SHAPES_SPLITS)}, a name that t2i-rl data list shows, or a "
-            f"file ({', '.join(SUFFIXES)})"
+            f"file ({kinds})"
         )
     return path
 
@@ -35,9 +56,7 @@ def load_prompts(source: str) -> list[Prompt]:
 
     The shapes world has 480 training prompts of one tag and 3 of another: the rarer ones come up to `REPEATS` times.
     (Three prompts in a sixth of all groups would teach to draw those three.)
-    A `.jsonl` line is an object with `prompt`; the whole object is the metadata. A `.txt` line is a
-    prompt. Blank lines are skipped. A `.json` file is a list of texts or of such objects, a `.csv` file has a column
-    `prompt`. Raises UserError with the file and the line.
+    What kinds of files there are says `t2i_rl.prompts.files.read`. Raises UserError with the file and the line.
     """
     path = path_of(source)
     if path is None:
@@ -52,31 +71,10 @@ def load_prompts(source: str) -> list[Prompt]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read the prompts in {path} ({error.strerror}): check the path") from error
-    if path.suffix in READERS:
-        return [Prompt(record["prompt"], record) for record in records(text, str(path))]
-    lines = text.split("\n")
-    read = _from_json if path.suffix == ".jsonl" else _from_text
-    prompts = [read(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    if not prompts:
-        raise UserError(f"{path} holds no prompts: write at least one line")
-    return prompts
-
-
-def _from_text(line: str, place: str) -> Prompt:
-    return Prompt(line.strip())
-
-
-def _from_json(line: str, place: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place} is not JSON ({error}): write one object per line") from error
-    if not isinstance(record, dict) or "prompt" not in record:
-        raise UserError(f'{place} has no `prompt`: every line is an object such as {{"prompt": "a red cube"}}')
-    text = record["prompt"]
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{place}: `prompt` is {text!r}, but it has to be a text that is not empty")
-    return Prompt(text, record)
+    return files.read(text, str(path))

@@ -5,17 +5,15 @@ like files (`--prompts geneval-train`). The SHA-256 of a file whose bytes we hav
 recorded at its first download and compared from then on.
 """
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rewards.files.pins import cache_folder, compare, pin, pins, sha256
 from t2i_rl.errors import UserError
+from t2i_rl.prompts.files import read
 from t2i_rl.prompts.geneval import BENCHMARK_SHA256, HELDOUT_SHA256
 
 
@@ -212,41 +210,6 @@ def pinned(name: str) -> str:
     return f"recorded {recorded['sha256'][:8]}" if recorded else "unpinned"
 
 
-def _from_json(text: str) -> list[Any]:
-    found = json.loads(text)
-    if not isinstance(found, list):
-        raise ValueError("it is no list")
-    return [{"prompt": one} if isinstance(one, str) else one for one in found]
-
-
-def _from_csv(text: str) -> list[Any]:
-    """Columns in lower case; `Prompts` is `prompt`."""
-    header, *rows = csv.reader(io.StringIO(text), strict=True)
-    names = ["prompt" if column.lower() == "prompts" else column.lower() for column in header]
-    return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-READERS = {".json": _from_json, ".csv": _from_csv}
-
-
-def records(text: str, origin: str) -> Sequence[dict[str, Any]]:
-    """The prompts of a JSON list (texts, or objects with `prompt`) or of a CSV table with a column `Prompts`.
-
-    origin: a path or address whose suffix says which. Raises UserError that names it.
-    """
-    try:
-        found = READERS[PurePosixPath(origin).suffix](text)
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{origin} is not a list of prompts ({error}): check the file") from error
-    for number, record in enumerate(found, start=1):
-        prompt = record.get("prompt") if isinstance(record, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{origin}, entry {number} has no prompt: each is a text, or has a text `prompt`")
-    if not found:
-        raise UserError(f"{origin} holds no prompts: check the file")
-    return found
-
-
 def _plain(text: str) -> str:
     return text.strip().lower().rstrip(".")
 
@@ -267,6 +230,5 @@ def t2i_r1(held_out: bool) -> list[dict[str, Any]]:
         for line in prompt_file(f"t2i-compbench/{name}").read_text(encoding="utf-8").splitlines()
     }
     path = prompt_file("t2i-r1")
-    found = records(path.read_text(encoding="utf-8"), str(path))
-    own = [record for record in found if _plain(record["prompt"]) not in tested]
-    return [record for record in own if is_held_out(record["prompt"]) == held_out]
+    own = [one for one in read(path.read_text(encoding="utf-8"), str(path)) if _plain(one.text) not in tested]
+    return [dict(one.metadata) for one in own if is_held_out(one.text) == held_out]

@@ -321,7 +321,7 @@ def test_a_benchmark_of_ones_own(place: Path, own: Path, tmp_path: Path):
         ('name = "world"', "", "lacks 'name'"),
         ('scorers = ["judge"]', "", "neither scorers nor questions"),
         ('"world.jsonl"', "[]", "'prompts' is empty"),
-        ('"world.jsonl"', '[{ text = "a cat" }]', "entry 1 of 'prompts' has no prompt"),
+        ('"world.jsonl"', '[{ text = "a cat" }]', "entry 1 of 'prompts' has no `prompt`, only `text`"),
         ('notes = ["a note"]', 'questions = { red = "is it red?" }', "the question 'red' is"),
         ('notes = ["a note"]', 'questions = { red = { ask = "red?", words = { yes = 1 } } }', "two or more"),
         ('scorer = "judge"', 'scorer = "questions"', "the figure 'world' is made of"),

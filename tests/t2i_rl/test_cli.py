@@ -48,6 +48,15 @@ REFUSED = [
     ("train --resume runs/a --method cfg", "Unrecognized options: --method"),
     ("generate", "there is nothing to draw"),
     ("generate ring --batch some", "Error parsing --batch"),
+    ("generate ring absent.csv", "cannot read the prompts in absent.csv (No such file or directory)"),
+    ("generate absent.parquet", "unknown prompts 'absent.parquet': give shapes:train"),
+    ("generate ring --negative-prompt bad.txt", "negative-prompt is 'bad.txt', which names a file"),
+    ("generate ring \udcff", r"'\udcff' on the command line holds bytes that are not UTF-8 (\udcff): mend the text"),
+    ("train --contrast-prompt \udcff", "on the command line holds bytes that are not UTF-8"),
+    ("train --contrast-prompt bad.TXT", "contrast-prompt is 'bad.TXT', which names a file"),
+    ("train --negative-prompt shapes:train", "negative-prompt is 'shapes:train', which names a file or a set"),
+    ("heatmap absent.csv", "the prompt is 'absent.csv', which names a file or a set of prompts"),
+    ("report runs/a --prompt absent.txt", "the prompt is 'absent.txt', which names a file or a set of prompts"),
     ("eval", "no benchmark is named: use t2i-rl eval geneval"),
     ("eval beauty", "there is no benchmark 'beauty': use t2i-rl eval geneval"),
     ("eval geneval --tempo 3", "Unrecognized options: --tempo"),
@@ -151,14 +160,15 @@ def test_what_picks_the_preset(tmp_path: Path):
 
 
 def test_a_run_file_is_refused_by_name(tmp_path: Path):
-    file = tmp_path / "run.toml"
     for text, says in (
         ("tempo = 3", "unknown key 'tempo'"),
         ('method = ["cfg"]', "has to be of type str"),
         ('method = "ppo"', "there is no method 'ppo'"),
         ("[rollout]\ngroup-size = 1", "rollout.group-size is 1"),
         ("steps =", "is not valid TOML"),
+        ('{"contrast_prompt": "dull \\ud83d"}', r"contrast_prompt holds half of a character \(\\ud83d\)"),
     ):
+        file = tmp_path / ("run.json" if text.startswith("{") else "run.toml")
         file.write_text(text)
         with pytest.raises(UserError, match=says):
             resolve(["--config", str(file)])

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 
-from eval.records.provenance import prompts_digest
 from eval.tables.compare import Finished
 from eval.tables.published import COLUMNS, rows_of
 from eval.tables.terms import TERMS
 from t2i_rl.errors import UserError
 from t2i_rl.prompts import geneval
-from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.prompts.prompt import Prompt, prompts_digest
 
 OFFICIAL = "geneval-official (mask2former official 743b7d99)"
 MMDET = "geneval-official (mmdet 2.28.2 official 743b7d99)"

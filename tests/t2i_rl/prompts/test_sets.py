@@ -23,7 +23,7 @@ from t2i_rl.prompts import sets as prompt_sets
 from t2i_rl.prompts.download import get
 from t2i_rl.prompts.geneval import benchmark, lines
 from t2i_rl.prompts.reading import load_prompts
-from t2i_rl.prompts.sets import SETS, place, prompt_file, records
+from t2i_rl.prompts.sets import SETS, place, prompt_file
 
 HPS = {f"/{style}.json": json.dumps([f"{style} cat", f"{style} dog"]).encode() for style in prompt_sets.HPS_STYLES}
 
@@ -132,10 +132,10 @@ def test_bytes_are_recorded_at_the_first_download_and_compared_from_then_on(site
     ("body", "says"),
     [
         (None, r"paintings.json \(HTTP 404\)"),
-        (b"<html>", "is not a list of prompts"),
-        (b'{"prompt": "a cat"}', "it is no list"),
+        (b"<html>", "paintings.json is not JSON"),
+        (b'{"prompt": "a cat"}', "is no list but an object with `prompt`"),
         (b"[]", "holds no prompts"),
-        (b'["a cat", 3]', "entry 2 has no prompt"),
+        (b'["a cat", 3]', "entry 2 has no `prompt`"),
         (b'["a \xff"]', "is not UTF-8"),
         (b'["' + b"a" * 5000 + b'"]', "larger than 4,096 bytes"),
     ],
@@ -261,18 +261,6 @@ def test_t2i_r1_is_parted_by_the_text_of_a_prompt(monkeypatch: pytest.MonkeyPatc
         parts.append([prompt.text.lower().rstrip(".") for prompt in load_prompts(str(tmp_path / f"{name}.jsonl"))])
     assert sorted(parts[0] + parts[1]) == sorted(prompts * 2)
     assert not {*parts[0]} & {*parts[1]} and len({*parts[1]}) == 12
-
-
-def test_lists_and_tables():
-    assert records('["a cat", {"prompt": "a dog", "nouns": ["dog"]}]', "x.json") == [
-        {"prompt": "a cat"},
-        {"prompt": "a dog", "nouns": ["dog"]},
-    ]
-    table = '"Prompts","Category"\n"A ""red"", big car.","Colors"\n'
-    assert records(table, "x.csv") == [{"prompt": 'A "red", big car.', "category": "Colors"}]
-    for text, origin in (("Prompts,Category\na\n", "x.csv"), ("", "x.csv"), ("Text\na\n", "x.csv"), ("[", "x.json")):
-        with pytest.raises(UserError, match=rf"^{origin}"):
-            records(text, origin)
 
 
 def test_a_set_that_is_missing_names_the_command():
