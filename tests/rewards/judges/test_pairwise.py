@@ -16,6 +16,7 @@ from rewards.judges.endpoint import Choice, Endpoint, Message, UnansweredError
 from rewards.judges.pairwise import PairwiseJudge, first_wins, ordered
 from rewards.registry import BUILDERS, build, parse
 from rewards.reward import score_each, score_images
+from rewards.server import serve
 from t2i_rl.cli import main
 from t2i_rl.methods.advantages import win_rates
 from tests.conftest import random_janus
@@ -112,7 +113,7 @@ def test_an_answer_that_does_not_say(text: str | None) -> None:
 
 
 def test_it_cannot_be_served() -> None:
-    for served in (lambda: parse("pairwise@http://127.0.0.1:8100"), lambda: Service("pairwise")):
+    for served in (lambda: parse("pairwise@http://127.0.0.1:8100"), lambda: serve(Service("pairwise"))):
         with pytest.raises(RewardError, match="'pairwise' compares all images of a prompt"):
             served()
 
