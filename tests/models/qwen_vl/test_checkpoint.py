@@ -113,7 +113,7 @@ def test_the_family_is_told_by_the_config(saved: Path):
     [
         ["generate", "a ring", "--out", "{out}", "--model", "{model}"],
         ["heatmap", "a ring", "--out", "{out}", "--model", "{model}"],
-        ["train", "--out", "{out}", "--model", "{model}"],
+        ["train", "--preset", "tiny-shapes-cfg", "--out", "{out}", "--model", "{model}"],
         ["generate", "a ring", "--out", "{out}", "--model", "qwen2.5-vl-7b"],
     ],
 )
