@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.janus.checkpoint import Format, JanusCheckpoint
 from models.janus.policy import JanusPolicy
-from t2i_rl.rollout.log_probs import Scoring, score
+from t2i_rl.rollout.log_probs import TokenDistribution, log_probs
 from t2i_rl.rollout.sampling import LogProb, Sampling
 from tests.conftest import random_janus
 
@@ -34,8 +34,8 @@ def formats(tmp_path: Path) -> dict[Format, Path]:
 
 def gradients(policy: JanusPolicy, mode: LogProb) -> dict[str, Tensor]:
     tokens = torch.randint(32, (len(PROMPTS), policy.layout.tokens), generator=torch.Generator().manual_seed(0))
-    scoring = Scoring(mode, Sampling(guidance_scale=5.0))
-    score(policy, policy.encode(PROMPTS), tokens, scoring).sum().backward()
+    distribution = TokenDistribution(mode, Sampling(guidance_scale=5.0))
+    log_probs(policy, policy.encode(PROMPTS), tokens, distribution).sum().backward()
     return {name: value.grad for name, value in policy.module.named_parameters() if value.grad is not None}
 
 
