@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from eval.records.layouts import Layout, plain
 from eval.records.manifest import Key, Row
+from rewards.cut import Cut
 from rewards.errors import RewardError
 from rewards.reward import Reward, score_images
 from t2i_rl.errors import UserError
@@ -43,8 +44,8 @@ class Scorer(Protocol):
         """Says which weights and rules it has; figures carry it. To be asked after `check`."""
         ...
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse, with a `RewardError`, prompts that it could not judge."""
+    def check(self, prompts: Sequence[Prompt]) -> Sequence[Cut] | None:
+        """Refuse, with a `RewardError`, prompts that it could not judge; returns which it cuts, as a reward does."""
         ...
 
     def score(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[Prompt]) -> list[Judgement]:
@@ -62,8 +63,8 @@ class RewardScorer:
     def name(self) -> str:
         return self.reward.name
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        self.reward.check([prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
+    def check(self, prompts: Sequence[Prompt]) -> Sequence[Cut] | None:
+        return self.reward.check([prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
 
     def score(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[Prompt]) -> list[Judgement]:
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]

@@ -14,10 +14,12 @@ from eval.records.layouts import PLAIN, Layout, metadata_path
 from eval.records.manifest import MANIFEST, SCORES, SETTINGS, Block, Key, Ledger, Row, digest, read_object
 from eval.records.progress import Stages
 from models.policy import Policy
+from rewards.cut import Cut
 from rewards.files.pictures import PictureError, read_rgb
 from rewards.files.pins import sha256
 from t2i_rl.errors import UserError
 from t2i_rl.pictures.image_files import save_image, save_metadata
+from t2i_rl.prompts.cut import cut_by
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
 
@@ -26,6 +28,10 @@ SHOWN = 3  # missing images that an error names
 
 class Source(Protocol):
     """Where the images of a benchmark are from."""
+
+    def cut(self, benchmark: Benchmark) -> Sequence[Cut]:
+        """How many prompts they show the beginning of only."""
+        ...
 
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
         """What tells these images from others."""
@@ -63,6 +69,9 @@ class Generation:
             "seed": self.seed,
             "layout": self.layout(benchmark).name,
         }
+
+    def cut(self, benchmark: Benchmark) -> Sequence[Cut]:
+        return cut_by(self.policy, self.model, [prompt.text for prompt in benchmark.prompts])
 
     def layout(self, benchmark: Benchmark) -> Layout:
         return benchmark.official if self.official and benchmark.official else benchmark.plain
@@ -106,6 +115,10 @@ class Given:
 
     folder: Path
     missing_as_zero: bool = False
+
+    def cut(self, benchmark: Benchmark) -> Sequence[Cut]:
+        """Nobody knows how much of a prompt was read."""
+        return ()
 
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
         """Images are told by their bytes; those of an evaluation of ours bring its settings along.

@@ -28,6 +28,7 @@ from eval.records.manifest import (
 )
 from eval.records.progress import Stages, display
 from eval.records.provenance import scorer_weights, versions
+from rewards.cut import sentence
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import naming, write_atomically
 from t2i_rl.prompts.prompt import prompts_digest
@@ -50,8 +51,9 @@ def run(
     """
     shard = shard or Shard()
     check_counts(benchmark.images_per_prompt, batch)
-    for scorer in scorers.values():
-        scorer.check(benchmark.prompts)
+    cuts = [*source.cut(benchmark), *chain(*(scorer.check(benchmark.prompts) or () for scorer in scorers.values()))]
+    for cut in cuts if shard.rank == 0 else ():
+        print(sentence(cut, len(benchmark.prompts), "prompts"), flush=True)
     settings = {
         "benchmark": benchmark.name,
         "prompts": len(benchmark.prompts),

@@ -20,7 +20,7 @@ from models.errors import ModelError
 from models.files.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of
 from models.files.checkpoint import read_json
 from models.files.tensors import check_no_others, check_tensors, read_tensors
-from models.policy import Condition, Policy, Samples, State
+from models.policy import Condition, Policy, ReadsBeginnings, Samples, State
 from models.question import Question
 
 # What peft can do besides, and what stands for not doing it: such adapters are refused.
@@ -64,6 +64,9 @@ class LoraPolicy:
         self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
     ) -> Condition:
         return self.adapted.encode(prompts, negative_prompts)
+
+    def cut(self, prompts: Sequence[str]) -> tuple[int, int] | None:
+        return self.adapted.cut(prompts) if isinstance(self.adapted, ReadsBeginnings) else None
 
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
         return self.adapted.guidance(scale)

@@ -13,7 +13,7 @@ What stands behind a row's end is any token, and nothing that it holds reaches w
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -150,4 +150,13 @@ class Policy(Protocol):
 
     def save(self, path: Path) -> None:
         """Write the checkpoint in the format it is loaded from."""
+        ...
+
+
+@runtime_checkable
+class ReadsBeginnings(Protocol):
+    """What a policy offers besides whose text encoder reads so many tokens of a prompt and no more."""
+
+    def cut(self, prompts: Sequence[str]) -> tuple[int, int] | None:
+        """The tokens that it reads, those at the ends included, and how many of the prompts have more."""
         ...

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
+from rewards.cut import Cut
 from rewards.reward import Reward, Scores, score_each
 
 
@@ -40,9 +41,8 @@ class Composite:
         self.members = members
         self.name = " + ".join(f"{member.weight:g} {member.reward.name}" for member in members.values())
 
-    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
-        for member in self.members.values():
-            member.reward.check(prompts, metadata)
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Cut]:
+        return [cut for member in self.members.values() for cut in member.reward.check(prompts, metadata) or ()]
 
     def score(
         self,

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
+from rewards.cut import Cut
 from rewards.errors import RewardError
 
 
@@ -43,8 +44,11 @@ class Reward(Protocol):
         """What logs and errors call it."""
         ...
 
-    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse, with a `RewardError`, prompts that it could not score: asked before a run begins."""
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Sequence[Cut] | None:
+        """Refuse, with a `RewardError`, prompts that it could not score: asked before a run begins.
+
+        Returns how many of them it reads the beginning of only; nothing, or None, where that cannot be.
+        """
         ...
 
     def score(

@@ -15,6 +15,7 @@ from eval.compbench.language import Language
 from eval.compbench.numeracy import counted, numeracy_score
 from eval.compbench.spatial import depth_score, person, plane_score
 from eval.compbench.three_in_one import three_in_one
+from rewards.cut import Cut, added
 from rewards.errors import RewardError
 from rewards.reward import Reward, score_images
 from t2i_rl.prompts.prompt import Prompt
@@ -62,13 +63,17 @@ class ActionScorer:
         self.clip, self.language = clip, language
         self.name = clip.name
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        pass
+    def check(self, prompts: Sequence[Prompt]) -> Sequence[Cut] | None:
+        return self.clip.check(self.texts(prompts), [{}] * len(prompts))
+
+    def texts(self, prompts: Sequence[Prompt]) -> list[str]:
+        """What CLIP reads."""
+        if self.language is None:
+            return [prompt.text for prompt in prompts]
+        return [self.language.without_adjectives(prompt.text) for prompt in prompts]
 
     def score(self, images: Pictures, prompts: Sequence[Prompt]) -> list[Judgement]:
-        texts = [prompt.text for prompt in prompts]
-        if self.language is not None:
-            texts = [self.language.without_adjectives(text) for text in texts]
+        texts = self.texts(prompts)
         scores = score_images(self.clip, images, texts, [{}] * len(texts))
         return [Judgement({TOTAL: score}) for score in scores.total.tolist()]
 
@@ -205,9 +210,8 @@ class ComplexScorer:
         self.spatial, self.actions = frozenset(spatial), frozenset(actions)
         self.name = " + ".join(scorer.name for scorer in self.parts.values())
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        for scorer in self.parts.values():
-            scorer.check(prompts)
+    def check(self, prompts: Sequence[Prompt]) -> list[Cut]:
+        return [cut for scorer in self.parts.values() for cut in scorer.check(prompts) or ()]
 
     def score(self, images: Pictures, prompts: Sequence[Prompt]) -> list[Judgement]:
         found = {name: scorer.score(images, prompts) for name, scorer in self.parts.items()}
@@ -226,9 +230,11 @@ class ByCategory:
         self.scorers = scorers
         self.name = "; ".join(f"{category}: {scorer.name}" for category, scorer in scorers.items())
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(self, prompts: Sequence[Prompt]) -> list[Cut]:
+        cuts: list[Cut] = []
         for category, scorer in self.scorers.items():
-            scorer.check([prompt for prompt in prompts if prompt.metadata["category"] == category])
+            cuts += scorer.check([prompt for prompt in prompts if prompt.metadata["category"] == category]) or ()
+        return added(cuts)
 
     def score(self, images: Pictures, prompts: Sequence[Prompt]) -> list[Judgement]:
         rows: dict[str, list[int]] = {}

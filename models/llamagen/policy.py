@@ -154,6 +154,9 @@ class LlamaGenPolicy:
         """The end of the learnt null caption, as long as each prompt."""
         return [self.transformer.captions.uncond_embedding[-len(row) :] for row in rows]
 
+    def cut(self, prompts: Sequence[str]) -> tuple[int, int]:
+        return self.text.max_tokens, self.text.longer(prompts)
+
     def condition_from_features(
         self, prompts: Sequence[str], branches: Sequence[Sequence[Float[Tensor, "n C"]]]
     ) -> Condition:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from models.errors import ModelError
 from models.files.hub import fetch
 from models.llamagen.captions import clean_caption
-from models.parts.text_encoders import load_encoder, load_tokenizer
+from models.parts.text_encoders import load_encoder, load_tokenizer, longer
 
 FILES = ("*.json", "*.model", "*.safetensors")  # of an encoder on the hub: no second copy in other formats
 
@@ -66,7 +66,14 @@ class TextFeatures:
 
     def __call__(self, captions: Sequence[str]) -> list[Float[Tensor, "n C"]]:
         """One matrix per caption, a row per token, in the encoder's precision, on its device."""
-        return [self._features(clean_caption(text) if self.clean else text.lower().strip()) for text in captions]
+        return [self._features(caption) for caption in map(self._read, captions)]
+
+    def longer(self, captions: Sequence[str]) -> int:
+        """How many captions have more than `max_tokens`."""
+        return longer(self.tokenizer, [self._read(caption) for caption in captions], self.max_tokens)
+
+    def _read(self, caption: str) -> str:
+        return clean_caption(caption) if self.clean else caption.lower().strip()
 
     def _features(self, caption: str) -> Float[Tensor, "n C"]:
         path = self.cache / f"{hashlib.sha256(caption.encode()).hexdigest()}.safetensors"

@@ -1,5 +1,6 @@
 """Text encoders and their tokenizers from folders in transformers' format; whole, or refused with one sentence."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,13 @@ from models.files.pretrained import Model, load_whole
 def load_encoder(kind: type[Model], folder: Path, dtype: torch.dtype, device: str) -> Model:
     """The encoder, frozen. Raises ModelError, also for weights that transformers would make up."""
     return load_whole(kind, folder, "the text encoder", dtype, device)
+
+
+def longer(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int) -> int:
+    """How many of the texts have more tokens, those at the ends included."""
+    if not texts:
+        return 0
+    return sum(len(ids) > tokens for ids in tokenizer(list(texts), verbose=False)["input_ids"])
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

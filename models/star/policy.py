@@ -42,7 +42,7 @@ from models.files.hub import fetch
 from models.files.tensors import read_tensors
 from models.parts.llama import KeyValueCache
 from models.parts.logits import logits
-from models.parts.text_encoders import load_encoder, load_tokenizer
+from models.parts.text_encoders import load_encoder, load_tokenizer, longer
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
 from models.registry import STAR_256, STAR_512, STAR_1024
@@ -194,6 +194,10 @@ class StarPolicy:
         rows = torch.tensor([distinct.index(text) for text in both], device=self.device).view(2, -1)
         values = {"hidden": encoded.last_hidden_state, "visible": visible.bool(), "pooled": encoded.pooler_output}
         return Condition(tuple(conditional), {name: tensor[rows] for name, tensor in values.items()})
+
+    def cut(self, prompts: Sequence[str]) -> tuple[int, int]:
+        length = self.text_encoder.config.max_position_embeddings
+        return length, longer(self.tokenizer, prompts, length)
 
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
         """`1 + scale * s / (S - 1)`: from 1 at the first scale to `1 + scale` at the last."""

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from rewards.cut import Cut
 from rewards.errors import RewardError
 from rewards.http.batcher import Batcher, Job
 from rewards.http.wire import (
@@ -130,15 +131,15 @@ def create_app(
             raise RefusedError(400, "the client left before its request was complete") from None
         return bytes(received)
 
-    def check(asked: Question) -> None:
-        """Raise RewardError unless the reward is ours and can score the prompts."""
+    def check(asked: Question) -> list[Cut]:
+        """Raise RewardError unless the reward is ours and can score the prompts; which of them it cuts."""
         if asked.reward != service.reward:
             raise RewardError(f"this server has the reward {service.reward!r}, not {asked.reward!r}: ask another one")
         if len(asked.prompts) != len(asked.metadata):
             raise RewardError(
                 f"{len(asked.prompts)} prompts and {len(asked.metadata)} metadata records: send one record per prompt"
             )
-        _check_prompts(reward, asked.prompts, asked.metadata)
+        return _check_prompts(reward, asked.prompts, asked.metadata)
 
     def opened(data: bytes) -> tuple[Envelope, list[UInt8[ndarray, "H W 3"]]]:
         """A score request, checked and decoded."""
@@ -176,9 +177,9 @@ def create_app(
         """Whether the reward could score images of these prompts."""
         async with admitted(request):
             asked = read_question(Question, await body(request, limits.envelope, "prompts"))
-            await run_in_threadpool(check, asked)
+            cut = await run_in_threadpool(check, asked)
         metrics.requests.labels("/check", 200).inc()
-        return _json(Accepted(version=VERSION, prompts=len(asked.prompts)))
+        return _json(Accepted(version=VERSION, prompts=len(asked.prompts), cut=cut))
 
     @app.post(
         "/score", response_model=Answer, responses=PROBLEMS, openapi_extra=_body("application/octet-stream", Envelope)
@@ -208,10 +209,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _check_prompts(reward: Reward, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+def _check_prompts(reward: Reward, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Cut]:
     """`reward.check`, for which metadata of the wrong types are the sender's fault too."""
     try:
-        reward.check(prompts, metadata)
+        return list(reward.check(prompts, metadata) or ())
     except RewardError:
         raise
     except Exception as error:

@@ -34,6 +34,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from rewards.cut import Cut, added
 from rewards.errors import RewardError
 from rewards.http.exchange import Fault, exchange
 from rewards.http.patience import Patience
@@ -82,10 +83,11 @@ class RemoteReward:
         self.name = reward  # `check` learns what it is made of
         self.dice = random.Random()
 
-    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Cut]:
         """Refuse prompts that the servers' reward refuses, servers of another reward, and no server at all."""
         with start_blocking_portal() as portal:
-            self.name = portal.call(self._check, prompts, metadata)
+            self.name, cuts = portal.call(self._check, prompts, metadata)
+        return cuts
 
     def score(
         self,
@@ -98,8 +100,9 @@ class RemoteReward:
         with start_blocking_portal() as portal:
             return portal.call(self._score, images, prompts, metadata)
 
-    async def _check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> str:
+    async def _check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> tuple[str, list[Cut]]:
         faults: Counter[str] = Counter()
+        cuts: list[Cut] = []
         async with self._http() as http:
             model = await self._model(http)
             sizes = [[record_size(prompt, record)] for prompt, record in zip(prompts, metadata, strict=True)]
@@ -112,10 +115,10 @@ class RemoteReward:
                 )
                 body = asked.model_dump_json().encode()
                 try:
-                    await self._ask(http, "/check", body, Accepted, lambda _: None, faults)
+                    cuts += (await self._ask(http, "/check", body, Accepted, lambda _: None, faults)).cut
                 except Fault as error:
                     raise RewardError(f"{self.reward}: the prompts could not be checked: {error}") from error
-        return model
+        return model, added(cuts)
 
     async def _model(self, http: httpx.AsyncClient) -> str:
         """What the reward is made of, the same on all servers that answer."""

@@ -19,7 +19,7 @@ checked on the numbers of the envelope and of the file headers, before any image
 Problems come with the status 400 (not arrived as it was sent, try again), 401 (token), 408 (sent too slowly), 413 (too
 large), 422 (refused: as it stands no server can score it), 500 (the scorer failed) or 503 (busy, try again).
 
-Version 1 had no `sha256`.
+Version 1 had no `sha256` and no `cut`.
 """
 
 import hashlib
@@ -34,6 +34,7 @@ from numpy import ndarray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
+from rewards.cut import Cut
 from rewards.errors import RewardError
 from rewards.files.pictures import PictureError, opened
 
@@ -110,10 +111,14 @@ class Envelope(Question):
 
 
 class Accepted(_Strict):
-    """Every prompt can be scored."""
+    """Every prompt can be scored.
+
+    cut: the scorers that read the beginning of some only, each with the tokens that it reads and how many these are.
+    """
 
     version: int
     prompts: int
+    cut: list[Cut]
 
 
 class Answer(_Strict):

@@ -43,6 +43,14 @@ class Clip:
         with self._half():
             return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float()
 
+    @property
+    def tokens(self) -> int:
+        """That are read of a text."""
+        return self.tokenizer.context_length
+
+    def has_more(self, text: str) -> bool:
+        return has_more(self.tokenizer, text)
+
     def similarity(self, images: Sequence[UInt8[ndarray, "H W 3"]], texts: Sequence[str]) -> Float[Tensor, " B"]:
         """The cosine between each image and its text; a text that comes several times is encoded once."""
         distinct = list(dict.fromkeys(texts))
@@ -51,6 +59,13 @@ class Clip:
 
     def _half(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda")
+
+
+def has_more(tokenizer: open_clip.SimpleTokenizer, text: str) -> bool:
+    """Whether a text has more tokens than the tokenizer leaves of it."""
+    room = tokenizer.context_length - 2  # but for the tokens of its ends
+    # A token is a byte or more, and cleaning lengthens no ASCII: most texts need not be read for this.
+    return not (text.isascii() and len(text) <= room) and len(tokenizer.encode(text)) > room
 
 
 def cosine(images: Float[Tensor, "B D"], texts: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:

@@ -23,6 +23,7 @@ class ClipScore(Measure):
     def __init__(self, clip: Clip, name: str) -> None:
         self.clip = clip
         self.name = name
+        self.tokens = clip.tokens
 
     @classmethod
     def load(cls, source: str | Path | None = None, device: str = "cpu") -> Self:
@@ -32,6 +33,9 @@ class ClipScore(Measure):
         """
         source = source or OPENAI
         return cls(load_clip(source, ARCHITECTURE, device), f"clipscore (cosine, {Path(source).name})")
+
+    def has_more(self, prompt: str) -> bool:
+        return self.clip.has_more(prompt)
 
     def measure(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[str]) -> Float[Tensor, " B"]:
         return self.clip.similarity(images, prompts)

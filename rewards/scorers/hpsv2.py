@@ -53,6 +53,7 @@ class HpsV2(Measure):
     def __init__(self, clip: Clip, name: str) -> None:
         self.clip = clip
         self.name = name
+        self.tokens = clip.tokens
 
     @classmethod
     def load(
@@ -72,6 +73,9 @@ class HpsV2(Measure):
         resized = "" if antialias else ", resized without antialiasing"
         clip = replace(clip, transform=partial(preprocess, size=size, antialias=antialias))
         return cls(clip, f"hpsv{version} ({path.name}{resized})")
+
+    def has_more(self, prompt: str) -> bool:
+        return self.clip.has_more(prompt)
 
     def measure(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[str]) -> Float[Tensor, " B"]:
         return self.clip.similarity(images, prompts)

@@ -45,6 +45,8 @@ VISION_NAMES = (  # BLIP's first release -> transformers
 
 
 class ImageReward(Measure):
+    tokens = TOKENS
+
     def __init__(
         self,
         vision: Any,
@@ -77,6 +79,9 @@ class ImageReward(Measure):
         tokenizer.enable_truncation(TOKENS)
         tokenizer.enable_padding(length=TOKENS)
         return cls(vision.to(device), text.to(device), head.to(device), tokenizer, f"imagereward ({path.name})")
+
+    def has_more(self, prompt: str) -> bool:
+        return bool(self.tokenizer.encode(prompt).overflowing)
 
     def measure(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[str]) -> Float[Tensor, " B"]:
         device = self.vision.device

@@ -21,7 +21,7 @@ from transformers import CLIPModel
 
 from rewards.files.pretrained import CONFIG, WEIGHTS, load_whole
 from rewards.files.weights import fetch_from_hub
-from rewards.scorers.clip import cosine, evaluation_transform
+from rewards.scorers.clip import cosine, evaluation_transform, has_more
 from rewards.scorers.measure import Measure
 
 REPOSITORY = "yuvalkirstain/PickScore_v1"
@@ -32,6 +32,7 @@ class PickScore(Measure):
         self.model: Any = model.eval().requires_grad_(False)  # transformers types its parts as what they may be set to
         self.model.to(device)
         self.tokenizer = SimpleTokenizer(context_length=self.model.config.text_config.max_position_embeddings)
+        self.tokens = self.tokenizer.context_length
         self.transform = evaluation_transform(self.model.config.vision_config.image_size)
         self.name = name
 
@@ -46,6 +47,9 @@ class PickScore(Measure):
         return cls(
             load_whole(CLIPModel, folder, "CLIP"), f"pickscore ({folder.name if source else REPOSITORY})", device
         )
+
+    def has_more(self, prompt: str) -> bool:
+        return has_more(self.tokenizer, prompt)
 
     def measure(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[str]) -> Float[Tensor, " B"]:
         device = self.model.device

@@ -26,6 +26,7 @@ from models.files.adapter import is_adapter
 from models.policy import Policy
 from models.registry import check_device, load
 from models.trainable import choose_trainable
+from rewards.cut import sentence
 from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.configuration.checks import check_records, check_settings
@@ -37,6 +38,7 @@ from t2i_rl.outputs import naming, whole_folder, write_atomically
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
+from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.training import checkpoints
@@ -131,10 +133,13 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
     check_records(judged_by, heldout)
     reward = build(config.reward, config.device, config.reward_server)
     judge = reward if judged_by == config.reward else build(judged_by, config.device, config.reward_server)
-    for asked, scorer in ((prompts, reward), (heldout, judge)):
-        scorer.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])
+    sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
+    found = [scorer.check([one.text for one in asked], [one.metadata for one in asked]) for _, asked, scorer in sets]
     dtype, reference = getattr(torch, config.dtype), None
     policy = _policy(config, source, dtype)
+    for (which, asked, _), by_scorer in zip(sets, found, strict=True):
+        for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
+            print(sentence(cut, len(asked), which), flush=True)
     # A policy with adapters is its own reference, for it has them still to switch off.
     if method.needs_reference and source != config.model and not config.lora.rank:
         try:

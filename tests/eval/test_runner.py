@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from eval.images import Generation, Given
 from eval.records.manifest import Shard
 from eval.runner import run
 from models.janus.policy import JanusPolicy
+from rewards.cut import Cut
 from rewards.errors import RewardError
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
@@ -210,3 +212,25 @@ def test_a_scorer_that_learns_its_name(policy: JanusPolicy, tmp_path: Path):
     source = Generation(policy, Sampling(3.0), 0, "random")
     benchmark = Benchmark("small", PROMPTS, 2, (Metric("score", "pixel"),))
     assert run(benchmark, source, {"pixel": RewardScorer(Learning())}, tmp_path)["scorers"] == {"pixel": "learnt"}
+
+
+def test_prompts_that_are_cut_are_counted_at_the_start(
+    policy: JanusPolicy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    class Short(ByPixel):
+        def check(self, prompts, metadata) -> list[Cut]:
+            return [Cut("short", 4, len(prompts) - 2)]
+
+    monkeypatch.setattr(policy, "cut", lambda prompts: (3, 2), raising=False)
+    source, benchmark = (
+        Generation(policy, Sampling(3.0), 0, "a model"),
+        replace(BENCHMARK, metrics=BENCHMARK.metrics[:1]),
+    )
+    for shard in (Shard(0, 2), Shard(1, 2)):
+        run(benchmark, source, {"pixel": RewardScorer(Short())}, tmp_path, shard)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        "2 of 3 prompts are longer than the 3 tokens that a model reads: what is beyond counts for nothing",
+        "1 of 3 prompts is longer than the 4 tokens that short reads: what is beyond counts for nothing",
+    ]
+    assert sum("longer than" in line for line in said) == 2  # by one process

@@ -46,6 +46,7 @@ def test_a_long_caption_keeps_its_end_of_sentence(folder: Path, features: TextFe
     ids = features.tokenizer(long, truncation=True, max_length=8)["input_ids"]
     assert len(features([long])[0]) == len(ids) == 8
     assert ids[-1] == tokenizer.eos_token_id
+    assert features.longer([long, *CAPTIONS, long]) == 2
 
 
 def test_a_caption_is_encoded_once(folder: Path, features: TextFeatures, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from t2i_rl.rollout.noise import Noise
 from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.trainer import Trainer
-from tests.models.small_star import random_star
+from tests.models.small_star import TEXT_LENGTH, random_star
 from tests.t2i_rl.small_runs import Brightness
 
 PROMPTS = ("a photo of a circle", "a photo of a red square and a blue ring", "two rings")
@@ -123,6 +123,13 @@ def test_the_text_is_padded_and_its_padding_is_never_seen(policy: StarPolicy) ->
     hidden = condition.tensors["hidden"].masked_fill(~visible[..., None], 1e3)
     poisoned = dataclasses.replace(condition, tensors={**condition.tensors, "hidden": hidden})
     assert torch.equal(policy.hidden(poisoned, tokens, branches=2), policy.hidden(condition, tokens, branches=2))
+
+
+def test_a_prompt_beyond_the_text_encoders_length_is_counted(policy: StarPolicy) -> None:
+    whole = " ".join(["red"] * (TEXT_LENGTH - 2))
+    assert policy.cut([whole, f"{whole} ring", "red"]) == (TEXT_LENGTH, 1)
+    first, second = (policy.encode([f"{whole} {last}"]).tensors["hidden"] for last in ("ring", "circle"))
+    assert torch.equal(first, second)
 
 
 def test_a_negative_prompt_replaces_the_empty_one(policy: StarPolicy) -> None:

@@ -198,7 +198,7 @@ def test_a_server_that_is_full_says_so(monkeypatch: pytest.MonkeyPatch, client: 
 
 def test_prompts_are_checked_ahead(client: TestClient):
     question = {"version": VERSION, "reward": "shapes", "prompts": ["a"], "metadata": [{}]}
-    assert client.post("/check", json=question).json() == {"version": VERSION, "prompts": 1}
+    assert client.post("/check", json=question).json() == {"version": VERSION, "prompts": 1, "cut": []}
     problem(client.post("/check", json={**question, "metadata": [{"bad": 1}]}), 422, "a record is bad")
     problem(client.post("/check", json={**question, "metadata": []}), 422, "one record per prompt")
     problem(client.post("/check", json={**question, "version": 1}), 422, "version 1 of the messages, not 2")

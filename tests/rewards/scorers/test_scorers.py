@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from rewards.cut import Cut
 from rewards.errors import RewardError
 from rewards.registry import RANGES, build
 from rewards.reward import Scores, score_images
@@ -78,6 +79,28 @@ def test_the_same_scores_in_process_over_http_and_one_by_one(name: str) -> None:
         alone = score_images(reward, [image], [prompt], [{}]).total
         torch.testing.assert_close(alone, scores.total[row : row + 1], rtol=1e-5, atol=1e-5)
     assert name in RANGES
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize(("name", "tokens"), [("hpsv2", 77), ("pickscore", 77), ("clipscore", 77), ("imagereward", 35)])
+def test_what_is_beyond_the_last_token_is_counted(name: str, tokens: int) -> None:
+    """A word is a token here, and a prompt has one at each end."""
+    reward = build(name)
+
+    def scores(words: int) -> list[float]:
+        prompts = [f"{'a ' * (words - 1)}{last}" for last in ("dog", "cat")]
+        return score_images(reward, pictures()[:1] * 2, prompts, [{}] * 2).total.tolist()
+
+    assert len({*scores(tokens - 2)}) == 2 and len({*scores(tokens - 1)}) == 1
+    whole, longer, strange = ("a " * (tokens - 2), "a " * (tokens - 1), "é " * (tokens - 1))
+    prompts = [whole, longer, "a", strange, longer]
+    assert reward.check(prompts, [{}] * 5) == [Cut(reward.name, tokens, 3)]
+    assert reward.check([whole, "a"], [{}] * 2) == []
+    with serving(reward, name) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rewards.http.client.PROMPTS", 2)
+        assert build(f"{name}@{address}").check(prompts, [{}] * 5) == [Cut(reward.name, tokens, 3)]
+    both = build(f"{name} aesthetic")
+    assert both.check(prompts, [{}] * 5) == [Cut(reward.name, tokens, 3)]
 
 
 @pytest.mark.usefixtures("local")

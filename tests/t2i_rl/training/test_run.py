@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models.janus.policy import JanusPolicy
+from rewards.cut import Cut
 from rewards.registry import BUILDERS
 from rewards.reward import Scores
 from t2i_rl.cli import main
@@ -511,3 +512,22 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert f"--resume goes on from {checkpoints.at_step(run / 'checkpoints', STEPS)}" in error and "frame" not in error
     assert listing(run / "checkpoints") == listing(finished / "checkpoints")
     assert main(words) == 0
+
+
+def test_prompts_that_are_cut_are_counted_at_the_start(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    class Short(Brightness):
+        def check(self, prompts, metadata) -> list[Cut]:
+            return [Cut("short", 4, len(prompts) - 1)]
+
+    monkeypatch.setitem(BUILDERS, "brightness", lambda device: Short())
+    monkeypatch.setattr(JanusPolicy, "cut", lambda self, prompts: (3, 3), raising=False)
+    monkeypatch.setattr("t2i_rl.training.run._train", lambda trainer, *_, **__: trainer.config.out)
+    assert main(train_words(model, tmp_path / "run")) == 0
+    said = capsys.readouterr().out.splitlines()[:4]
+    assert [line.partition(":")[0] for line in said] == [
+        f"{number} of 3 {which} prompts are longer than the {tokens} tokens that {reader} reads"
+        for which in ("training", "held-out")
+        for number, tokens, reader in ((3, 3, model), (2, 4, "short"))
+    ]
