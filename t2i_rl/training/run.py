@@ -134,6 +134,7 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
     for asked, scorer in ((prompts, reward), (heldout, judge)):
         scorer.check([prompt.text for prompt in asked], [prompt.metadata for prompt in asked])
     dtype, reference = getattr(torch, config.dtype), None
+    checkpoints.check_source(config.model)
     policy = _policy(config, source, dtype)
     # A policy with adapters is its own reference, for it has them still to switch off.
     if method.needs_reference and source != config.model and not config.lora.rank:
