@@ -289,6 +289,8 @@ def analyse(asked: Analyse) -> None:
     kept = [] if asked.run is None else checkpoints.complete(asked.run / CHECKPOINTS)
     if asked.run is not None and not kept:
         raise UserError(f"{asked.run} has no checkpoint to compare with its model: wait for its first one")
+    for path in kept:
+        checkpoints.check_source(str(path))
     shapes = asked.detector == "shapes"
     detector = ShapesDetector() if shapes else Mask2FormerDetector.load(asked.detector, asked.device)
     base = load(name, dtype, asked.device)

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class DivergenceError(Exception):
-    """A loss or a gradient stopped being finite. The run stops before it touches the weights; exit code 1."""
+    """Logits, a loss, a gradient or weights stopped being finite. A run stops before it keeps them; exit code 1."""
 
 
 def is_of_memory(error: BaseException) -> bool:

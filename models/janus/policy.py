@@ -27,6 +27,7 @@ from models.janus.checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoi
 from models.parts import llama
 from models.parts.logits import logits
 from models.parts.packed import packed
+from models.parts.pixels import to_bytes
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
 
@@ -191,7 +192,7 @@ class JanusPolicy:
     def decode(self, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
         """Pixels, truncated to bytes as the official code does."""
         pixels = torch.cat([self.model.model.vqmodel.decode(part) for part in tokens.split(DECODE_BATCH)])
-        return ((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+        return to_bytes((pixels + 1) / 2 * 255)
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
         """The language model's, as in both GCPO papers; heads, aligners, the VQ and PAD's row stay fixed."""

@@ -49,6 +49,7 @@ from models.llamagen.transformer import LlamaGenTransformer, grid_side, rope_tab
 from models.parts import llama
 from models.parts.logits import logits
 from models.parts.packed import packed
+from models.parts.pixels import to_bytes
 from models.parts.vq import load_vq, original_weights, pixels_per_token
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
@@ -230,7 +231,7 @@ class LlamaGenPolicy:
     def decode(self, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
         """Pixels, in float32, rounded to bytes as the official code does."""
         pixels = torch.cat([self.vq.decode(part) for part in tokens.split(DECODE_BATCH)])
-        return (127.5 * pixels + 128).clamp(0, 255).to(torch.uint8)
+        return to_bytes(127.5 * pixels + 128)
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
         """The whole transformer's, caption projection and head included, as the released trainer's optimiser gets

@@ -42,6 +42,7 @@ from models.files.hub import fetch
 from models.files.tensors import read_tensors
 from models.parts.llama import KeyValueCache
 from models.parts.logits import logits
+from models.parts.pixels import to_bytes
 from models.parts.text_encoders import load_encoder, load_tokenizer, longer
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
@@ -261,7 +262,7 @@ class StarPolicy:
         """Pixels, truncated to bytes as the official code does."""
         images = max(1, DECODE_PIXELS // self.vae.image_side**2)
         pixels = torch.cat([self.vae.pixels(self.vae.features(part)[-1]) for part in tokens.split(images)])
-        return (pixels * 255).to(torch.uint8)
+        return to_bytes(pixels * 255)
 
     def trainable_parameters(self) -> Iterator[torch.nn.Parameter]:
         """The whole transformer's, as in its own training; text encoder and image tokenizer stay fixed."""

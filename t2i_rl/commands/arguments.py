@@ -97,7 +97,9 @@ class Drawing:
         import torch
 
         from models.registry import load
+        from t2i_rl.training.checkpoints import check_source
 
+        check_source(model)
         return load(model, getattr(torch, self.dtype), self.device, self.draws)
 
     def load(self) -> tuple[Policy, Sampling]:

@@ -43,7 +43,9 @@ def export(arguments: Sequence[str]) -> None:
 
     from models.export import convert, merge
     from t2i_rl.outputs import whole_folder
+    from t2i_rl.training.checkpoints import check_source
 
+    check_source(entry.source)
     with whole_folder(wanted.out) as folder:
         if merging:
             merge(entry.source, folder, getattr(torch, wanted.dtype), wanted.format)

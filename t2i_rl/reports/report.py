@@ -125,11 +125,13 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
 
     from models.registry import load
     from t2i_rl.pictures.heatmaps import token_maps
-    from t2i_rl.training.checkpoints import latest
+    from t2i_rl.training.checkpoints import check_source, latest
 
     newest = latest(run / CHECKPOINTS)
     if newest is None:
         raise UserError(f"{run} has no checkpoint to draw token maps with: leave out --prompt")
+    for model in (str(newest), config.model):
+        check_source(model)
     dtype, source = getattr(torch, config.dtype), f"{run.name}, {newest.name}, against {config.model}"
     policy, reference = load(str(newest), dtype, device), load(config.model, dtype, device)
     sampling, method = config.rollout.sampling, run_method(config)

@@ -62,7 +62,7 @@ def trainer_before(run: Path, step: int, device: str) -> tuple[Trainer, Path | N
     reward, prompts = build(config.reward, device, config.reward_server), load_prompts(config.prompts)
     if checkpoint is None:
         return Trainer(config, load(config.model, dtype, device), method, reward, prompts), None
-    history = checkpoints.read(checkpoint).history
+    history = checkpoints.read(checkpoint, resuming=False).history
     # A policy with adapters is its own reference, for it has them still to switch off.
     apart = method.needs_reference and not config.lora.rank
     reference = load(config.model, dtype, device).reference() if apart else None

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.policy import Condition, Policy
+from t2i_rl.errors import DivergenceError
 from t2i_rl.rollout.distribution import block_guidance, filtered, mix
 from t2i_rl.rollout.ends import Ends
 from t2i_rl.rollout.groups import Rollout
@@ -48,7 +49,8 @@ def sample_group(
     with the step.
 
     max_tokens: of an answer, fewer than the layout allows.
-    Raises UserError for a statistic that answers of different lengths do not have.
+    Raises UserError for a statistic that answers of different lengths do not have, and DivergenceError for logits that
+    are not finite: a token would be drawn from them all the same.
     """
     check_ends(policy, statistics)
     layout, prompts = policy.layout, condition.prompts
@@ -63,7 +65,7 @@ def sample_group(
     logits = policy.next_logits(state)
     uniform = uniform.to(logits.device)
     tokens = torch.empty(uniform.shape, dtype=torch.long, device=logits.device)
-    measured = {name: torch.empty_like(uniform) for name in statistics}
+    measured, highest = {name: torch.empty_like(uniform) for name in statistics}, torch.empty_like(uniform)
     never, ends = torch.tensor(policy.never, device=logits.device), Ends(policy.stop_tokens, len(tokens), logits.device)
     start = 0
     for index, size in enumerate(layout.blocks):
@@ -72,6 +74,7 @@ def sample_group(
         mixed = mix(conditional, unconditional if guided else None, guidance[index])
         drawn_from = mixed.index_fill(-1, never, -torch.inf) if policy.never else mixed
         tokens[:, block] = draw(drawn_from, uniform[:, block], sampling)
+        highest[:, block] = drawn_from.amax(-1)  # NaN if a logit is
         step = StepLogits(conditional, unconditional, mixed, tokens[:, block], group_size, sampling)
         for name, values in measured.items():
             values[:, block] = STATISTICS[name](step)
@@ -80,6 +83,12 @@ def sample_group(
             break
         policy.append(state, tokens[:, block])
         logits = policy.next_logits(state)
+
+    if not highest[:, :start].isfinite().all():  # one look for all tokens
+        raise DivergenceError(
+            "the model's logits are not finite, so its weights are damaged or have diverged: take an older checkpoint "
+            "or, in training, a smaller update.learning-rate"
+        )
 
     def grouped(values: Tensor) -> Tensor:
         return values[:, :start].unflatten(0, (len(prompts), group_size))

@@ -1,8 +1,8 @@
 """Checkpoints that are never torn: written aside, closed with an inventory, then renamed into place.
 
 A checkpoint is a folder `step-000020` with the policy in its own format, `optimizer.pt` and, last,
-`complete.json`: the step, the settings of the run and the size of every file. Only a folder whose inventory
-matches is loaded.
+`complete.json`: the step, the settings of the run, and the size and SHA-256 of every file. Only a folder whose
+inventory matches is loaded; checkpoints of before, whose inventory has no digests, are known by size alone.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -59,11 +60,19 @@ def save(
         save_policy(aside)
         torch.save(optimizer.state_dict(), aside / OPTIMIZER)
         files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+        digests = {}
         for path in files:
             with path.open("rb") as file:
+                digests[str(path.relative_to(aside))] = file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
-        sizes = {str(path.relative_to(aside)): path.stat().st_size for path in files}
-        inventory = {"step": step, "settings": dict(settings), "history": dict(history), "files": sizes}
+        sizes = {name: (aside / name).stat().st_size for name in digests}
+        inventory = {
+            "step": step,
+            "settings": dict(settings),
+            "history": dict(history),
+            "files": sizes,
+            "sha256": digests,
+        }
         write_atomically(aside / INVENTORY, json.dumps(inventory, indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
@@ -76,11 +85,14 @@ def save(
     return final
 
 
-def read(checkpoint: Path) -> Inventory:
-    """The inventory of a checkpoint; UserError, with the reason, when it is torn or not a checkpoint of ours."""
+def read(checkpoint: Path, resuming: bool = True) -> Inventory:
+    """The inventory of a checkpoint; UserError, with the reason, when it is torn, damaged or not one of ours.
+
+    resuming: whether the optimizer has to be there and whole too; it is most of the bytes.
+    """
     try:
         found = json.loads((checkpoint / INVENTORY).read_text(encoding="utf-8"))
-        files = dict(found["files"])
+        files, digests = dict(found["files"]), dict(found.get("sha256", {}))
         inventory = Inventory(int(found["step"]), dict(found["settings"]), dict(found["history"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -88,6 +100,8 @@ def read(checkpoint: Path) -> Inventory:
             "delete it to resume from an older one"
         ) from error
     for name, size in files.items():
+        if name == OPTIMIZER and not resuming:
+            continue
         path = checkpoint / name
         length = path.stat().st_size if path.is_file() else None
         if length != size:
@@ -95,7 +109,19 @@ def read(checkpoint: Path) -> Inventory:
             raise UserError(
                 f"the checkpoint {checkpoint} is torn, for {name} {state}: delete it to resume from an older one"
             )
+        with path.open("rb") as file:
+            if name in digests and file_digest(file, "sha256").hexdigest() != digests[name]:
+                raise UserError(
+                    f"the checkpoint {checkpoint} is damaged, for {name} does not hold what was written: "
+                    "delete it to resume from an older one"
+                )
     return inventory
+
+
+def check_source(model: str) -> None:
+    """Refuse a model that is a checkpoint of a run and not whole; others are not looked at. Raises UserError."""
+    if (Path(model) / INVENTORY).is_file():
+        read(Path(model), resuming=False)
 
 
 def complete(folder: Path) -> list[Path]:

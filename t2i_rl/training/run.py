@@ -136,6 +136,7 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
     sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
     found = [scorer.check([one.text for one in asked], [one.metadata for one in asked]) for _, asked, scorer in sets]
     dtype, reference = getattr(torch, config.dtype), None
+    checkpoints.check_source(config.model)
     policy = _policy(config, source, dtype)
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):

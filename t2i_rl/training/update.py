@@ -66,7 +66,7 @@ def backward(
 def apply_gradient(optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int) -> float:
     """Clip the gradient, let the optimizer step and clear the gradient; returns its norm before clipping.
 
-    Raises DivergenceError, before a weight moves, if the loss or the norm is not finite.
+    Raises DivergenceError, before a weight moves, if the loss or the norm is not finite; after it, if a weight is not.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
@@ -76,5 +76,10 @@ def apply_gradient(optimizer: torch.optim.Optimizer, rate: float, max_norm: floa
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+    if not torch.nn.utils.get_total_norm(parameters, math.inf).isfinite():
+        raise DivergenceError(
+            f"step {step}: the optimizer's step left weights that are not finite: choose a smaller "
+            "update.learning-rate; the last checkpoint is as it was"
+        )
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.janus.policy import JanusPolicy
+from models.janus.policy import JanusPolicy, JanusState
+from t2i_rl.errors import DivergenceError
 from t2i_rl.rollout.distribution import filtered, mix
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.names import CONTRASTS, StatisticName
@@ -15,6 +16,7 @@ from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.sampler import draw, encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, entropy, kl_divergence
+from tests.conftest import random_janus
 
 PROMPTS = ("a photo of a circle", "a photo of a red square and a blue ring", "a photo of a circle")
 ALL = ("entropy", "kl_cond_uncond", "logp_cond", "logp_uncond", "logp_guided", "logp_cfg", "entropy_cond")
@@ -47,6 +49,24 @@ def test_tokens_depend_on_the_noise_alone(policy: JanusPolicy) -> None:
     turned = sample(policy, [PROMPTS[row] for row in order], numbers=[numbers[row] for row in order]).tokens
     assert torch.equal(turned, whole[order])
     assert torch.equal(sample(policy, group_size=2).tokens, whole[:, :2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_token_is_drawn_from_logits_that_are_not_finite(
+    monkeypatch: pytest.MonkeyPatch, value: float, temperature: float
+) -> None:
+    broken = random_janus()
+    next_logits = broken.next_logits
+
+    def one_is_not(state: JanusState) -> Tensor:
+        logits = next_logits(state).clone()
+        logits[0, 4, 0, 5] = value
+        return logits
+
+    monkeypatch.setattr(broken, "next_logits", one_is_not)
+    with pytest.raises(DivergenceError, match="are not finite"):
+        sample(broken, temperature=temperature)
 
 
 def test_another_seed_or_step_gives_other_images(policy: JanusPolicy) -> None:

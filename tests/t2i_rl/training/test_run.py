@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -402,6 +403,26 @@ def torn(checkpoint: Path) -> None:
     os.truncate(checkpoint / "model.safetensors", 1000)
 
 
+def flip(path: Path) -> None:
+    """One bit of the middle is the other one, as a disk or a network leaves it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+
+
+def flipped(checkpoint: Path) -> None:
+    flip(checkpoint / "model.safetensors")
+
+
+def flipped_moment(checkpoint: Path) -> None:
+    flip(checkpoint / "optimizer.pt")
+
+
+def zeroed(checkpoint: Path) -> None:
+    content = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(content[:-3000] + bytes(3000))
+
+
 def lost(checkpoint: Path) -> None:
     (checkpoint / "optimizer.pt").unlink()
 
@@ -433,8 +454,12 @@ def no_settings(checkpoint: Path) -> None:
 
 def listed_anew(checkpoint: Path, name: str) -> None:
     """Have the inventory agree with a file that was replaced."""
-    files = json.loads((checkpoint / "complete.json").read_text())["files"]
-    edit(checkpoint / "complete.json", files=files | {name: (checkpoint / name).stat().st_size})
+    inventory, content = json.loads((checkpoint / "complete.json").read_text()), (checkpoint / name).read_bytes()
+    files, digests = (
+        inventory["files"] | {name: len(content)},
+        inventory["sha256"] | {name: sha256(content).hexdigest()},
+    )
+    edit(checkpoint / "complete.json", files=files, sha256=digests)
 
 
 def foreign_optimizer(checkpoint: Path) -> None:
@@ -462,6 +487,9 @@ def weights_of_another_model(checkpoint: Path) -> None:
     ("damage", "says"),
     [
         (torn, "is torn, for model.safetensors has 1000 bytes"),
+        (flipped, "is damaged, for model.safetensors does not hold what was written"),
+        (flipped_moment, "is damaged, for optimizer.pt does not hold what was written"),
+        (zeroed, "is damaged, for model.safetensors does not hold what was written"),
         (lost, "is torn, for optimizer.pt is missing"),
         (unmarked, "is not a checkpoint of ours"),
         (another_method, "config.json has method 'grpo', but"),
@@ -482,6 +510,35 @@ def test_a_damaged_run_is_not_resumed(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert says in refused(capsys, "train", "--resume", run, "--steps", STEPS + 1)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_of_before_has_no_digests(finished: Path, tmp_path: Path):
+    run = copied(finished, tmp_path)
+    inventory = checkpoints.latest(run / "checkpoints") / "complete.json"
+    inventory.write_text(json.dumps({k: v for k, v in json.loads(inventory.read_text()).items() if k != "sha256"}))
+    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1)]) == 0
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "heatmap", "check", "export", "train", "report"])
+def test_a_damaged_checkpoint_is_no_model(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+):
+    run, out = copied(finished, tmp_path), tmp_path / "out"
+    checkpoint = checkpoints.latest(run / "checkpoints")
+    words = {
+        "generate": ["a ring", "--model", checkpoint, "--out", out],
+        "eval": ["geneval", "--prompts", "shapes:heldout", "--model", checkpoint, "--out", out],
+        "heatmap": ["a ring", "--model", checkpoint, "--out", out],
+        "check": ["--model", checkpoint],
+        "export": ["--model", checkpoint, "--format", "deepseek", "--out", out],
+        "train": train_words(checkpoint, out)[1:],
+        "report": [run, "--prompt", "a ring", "--out", out],
+    }
+    flipped(checkpoint)
+    assert "is damaged, for model.safetensors does not hold what was written" in refused(
+        capsys, command, *words[command]
+    )
+    assert not out.exists()
 
 
 def test_the_first_model_is_needed_where_it_is_the_reference(

@@ -21,9 +21,9 @@ from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.log_probs import frozen_log_probs
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.trainer import Trainer
-from t2i_rl.training.update import learning_rate
+from t2i_rl.training.update import apply_gradient, learning_rate
 from tests.conftest import random_janus
-from tests.t2i_rl.small_runs import Brightness, OfTokens, TokenPictures, train_words
+from tests.t2i_rl.small_runs import STEPS, Brightness, OfTokens, TokenPictures, train_words
 
 PROMPTS = [Prompt("a photo of a ring"), Prompt("a photo of two crosses and a red square")]
 TRAINED = ("grpo", "cfg", "critical")
@@ -216,6 +216,17 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights():
     assert all(torch.equal(value, start[name]) for name, value in weights(learner.policy).items())
 
 
+def test_weights_that_are_not_finite_are_never_a_step(monkeypatch: pytest.MonkeyPatch):
+    """Nor what a run would save: the loss and the gradient are finite, and only the optimizer's step is not."""
+    learner = trainer("grpo", settings())
+    parameter = next(learner.policy.trainable_parameters())
+    for value in (math.nan, math.inf, -math.inf):
+        monkeypatch.setattr(learner.optimizer, "step", lambda value=value: parameter.data.view(-1)[-1:].fill_(value))
+        with pytest.raises(DivergenceError, match="step 2: the optimizer's step left weights that are not finite"):
+            apply_gradient(learner.optimizer, 1e-3, 1.0, 0.5, 2)
+        parameter.data.view(-1)[-1:].fill_(0)
+
+
 def test_a_score_that_is_not_finite_is_an_error_and_no_number():
     class Broken(Brightness):
         def score(self, images, prompts, metadata) -> Scores:
@@ -242,3 +253,24 @@ def test_a_run_that_diverges_says_so_and_exits_with_1(
     error = capsys.readouterr().err
     assert error.startswith("t2i-rl: step 3: the loss is nan") and error.count("\n") == 1
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
+@pytest.mark.usefixtures("brightness")
+@pytest.mark.parametrize("value", [math.inf, 1e38])
+def test_weights_of_the_last_step_that_are_of_no_use_are_not_saved(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+):
+    """1e38 is finite, and what is computed with it is not."""
+    step = torch.optim.AdamW.step
+
+    def blown_up(self: torch.optim.AdamW) -> None:
+        step(self)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if self.state[parameters[0]]["step"] == STEPS:
+            for parameter in parameters:
+                parameter.data.fill_(value)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", blown_up)
+    assert main(train_words(model, tmp_path / "run")) == 1
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept[-1] == "step-000004"
