@@ -135,20 +135,14 @@ def check_cell(run: Path, config: TrainConfig) -> None:
 
 def train(config: TrainConfig) -> None:
     """Train the cell unless it is finished."""
-    import shutil
-
     from t2i_rl.reports.comparison import read_run
-    from t2i_rl.training import checkpoints
     from t2i_rl.training.run import CHECKPOINTS, resume, start
 
     if read_run(config.out, config.steps, reference=False) is not None:
         return
-    saved = config.out / CHECKPOINTS
-    if saved.is_dir() and checkpoints.latest(saved) is not None:
+    if (config.out / CHECKPOINTS).is_dir():
         resume(config.out, config.steps)
     else:
-        if saved.is_dir():  # killed before its first checkpoint
-            shutil.rmtree(config.out)
         start(config)
 
 

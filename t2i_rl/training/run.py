@@ -6,6 +6,7 @@ RUN/tensorboard/       the same numbers as events
 RUN/samples/           pictures of the same held-out prompts and noise at each evaluation
 RUN/samples.png        all of them, one row per evaluation
 RUN/reward.png         the curves
+RUN/lock               the process that trains in it (`t2i_rl.training.lock`)
 RUN/checkpoints/       step-000020, ...; best.json names the best on held-out prompts
 
 The pictures are ornaments: what a run has computed is written before they are drawn, and one that cannot be drawn
@@ -44,6 +45,7 @@ from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.training import checkpoints
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
+from t2i_rl.training.lock import owned
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, read_metrics
 from t2i_rl.training.trainer import Trainer
 
@@ -73,21 +75,28 @@ def start(config: TrainConfig, said: str = "") -> Path:
         with whole_folder(config.out) as aside:
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
-        try:
-            return _train(trainer, heldout, judge, done=0)
-        except Exception:
-            if not any(row["step"] for row in read_metrics(config.out)):
-                shutil.rmtree(config.out, ignore_errors=True)
-            raise
+        with owned(config.out):
+            try:
+                return _train(trainer, heldout, judge, done=0)
+            except Exception:
+                if not any(row["step"] for row in read_metrics(config.out)):
+                    shutil.rmtree(config.out, ignore_errors=True)
+                raise
 
 
 def resume(run: Path, steps: int | None = None, device: str | None = None) -> Path:
     """Continue from the newest checkpoint; a run that was stopped before its first one begins anew.
 
-    Of the settings only those of `config.FREE` may differ from the run's own.
+    Of the settings only those of `config.FREE` may differ from the run's own. Raises UserError while another process
+    trains in the folder.
     """
     if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
+    with owned(run):
+        return _go_on(run, steps, device)
+
+
+def _go_on(run: Path, steps: int | None, device: str | None) -> Path:
     config = read_config(run / CONFIG)
     config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
     newest = checkpoints.latest(run / CHECKPOINTS)

@@ -22,6 +22,7 @@ from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.pictures.strips import draw_progress
 from t2i_rl.training import checkpoints
+from t2i_rl.training.lock import owned
 from t2i_rl.training.run import best_step
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
@@ -102,6 +103,7 @@ def test_the_folder_of_a_run(finished: Path):
         "best.json",
         "checkpoints",
         "config.json",
+        "lock",
         "metrics.jsonl",
         "reward.png",
         "samples",
@@ -381,6 +383,35 @@ def test_what_is_refused_leaves_no_folder(
     Path("another-grid/config.json").write_text(json.dumps(config))
     assert says in refused(capsys, *train_words(model, tmp_path / "run", "cfg", *more))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_being_trained_is_left_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = copied(finished, tmp_path)
+    with owned(run):
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        sentence = refused(capsys, "train", "--resume", run, "--steps", STEPS + 1)
+        assert f"is being trained by process {os.getpid()} on" in sentence
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("begin", ["start", "resume"])
+def test_a_run_is_owned_while_it_trains(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, begin: str
+):
+    run, said, step = tmp_path / "run", [], Trainer.step
+    if begin == "resume":
+        assert main(train_words(model, run, "cfg", "--steps", "1")) == 0
+
+    def beside(self: Trainer, number: int) -> dict[str, float]:
+        capsys.readouterr()
+        said.append(refused(capsys, "train", "--resume", run))
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", beside)
+    words = ["train", "--resume", str(run)] if begin == "resume" else train_words(model, run, "cfg")
+    assert main([*words, "--steps", "2"]) == 0
+    assert said and all("is being trained by process" in sentence for sentence in said)
+    assert (run / "lock").read_text() == ""
 
 
 def test_what_is_no_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
