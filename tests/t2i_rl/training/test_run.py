@@ -97,6 +97,7 @@ def test_the_folder_of_a_run(finished: Path):
     assert listing(finished)[0] == "best.json"
     names = {path.name for path in finished.iterdir()}
     assert names == {
+        "prompts.json",
         "best.json",
         "checkpoints",
         "config.json",
