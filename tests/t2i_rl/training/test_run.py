@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
 def test_a_stop_before_there_is_a_folder_promises_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("t2i_rl.training.run.load", stopped)
