@@ -38,6 +38,7 @@ from models.registry import find as find_model
 from rewards.errors import RewardError
 from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.config import TrainConfig, fixed, read_config
+from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.presets import check_named, preset, preset_name
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import DivergenceError, UserError
@@ -124,7 +125,7 @@ def check_cell(run: Path, config: TrainConfig) -> None:
     written = run / "config.json"
     if not written.exists():
         return
-    before, now = fixed(read_config(written)), fixed(config)
+    before, now = fixed(rooted(read_config(written))), fixed(rooted(config))
     for name in now:
         left_to_the_model = name.endswith("guidance_scale") and now[name] is None
         if before[name] != now[name] and not left_to_the_model:

@@ -22,9 +22,9 @@ from t2i_rl.pictures.heatmap_files import page
 from t2i_rl.pictures.pages import render
 from t2i_rl.pictures.strips import ROWS, strip_path
 from t2i_rl.prompts.prompt import balanced
-from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.reports.revisit import run_config
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
+from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run import CHECKPOINTS, SAMPLES, STRIP
 
 REPORT = "report.html"
@@ -112,8 +112,8 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
     if prompt is not None:
         maps[f"“{prompt}”"] = drawn_maps(run, config, prompt, device)
     try:
-        prompts = [asked.text for asked in balanced(load_prompts(config.heldout), 2)[:STRIP]]
-    except UserError:  # the file is not there any more: the samples then have no captions
+        prompts = [asked.text for asked in balanced(prompts_of(config, "heldout"), 2)[:STRIP]]
+    except UserError:  # the file is not there any more, or is another: the samples then have no captions
         prompts = []
     samples = {step: strip_uri(strips[step]) for step in sorted(spaced)}
     return Reported(name, config, metrics, samples, prompts, maps)

@@ -17,10 +17,10 @@ from t2i_rl.errors import UserError
 from t2i_rl.methods.baselines import Running
 from t2i_rl.methods.credit.rule import Context
 from t2i_rl.pictures.heatmaps import CONTRAST, CRITICAL, TokenMaps, maps_of
-from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.rollout.measure import measure
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
+from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run import CHECKPOINTS, CONFIG
 from t2i_rl.training.trainer import Trainer
 
@@ -59,7 +59,7 @@ def trainer_before(run: Path, step: int, device: str) -> tuple[Trainer, Path | N
     config = replace(run_config(run), device=device)
     checkpoint = weights_before(run, config, step)
     method, dtype = run_method(config), getattr(torch, config.dtype)
-    reward, prompts = build(config.reward, device, config.reward_server), load_prompts(config.prompts)
+    reward, prompts = build(config.reward, device, config.reward_server), prompts_of(config, "prompts")
     if checkpoint is None:
         return Trainer(config, load(config.model, dtype, device), method, reward, prompts), None
     history = checkpoints.read(checkpoint, resuming=False).history

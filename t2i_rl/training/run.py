@@ -1,6 +1,7 @@
 """A training run as a folder: started, logged, evaluated, checkpointed and resumed.
 
 RUN/config.json        the resolved configuration
+RUN/prompts.json       what tells its prompts from others (`t2i_rl.training.prompt_record`)
 RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
 RUN/tensorboard/       the same numbers as events
 RUN/samples/           pictures of the same held-out prompts and noise at each evaluation
@@ -32,6 +33,7 @@ from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.configuration.checks import check_records, check_settings
 from t2i_rl.configuration.config import TrainConfig, completed, fixed, read_config, resolved, to_json
+from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError, fitting
 from t2i_rl.methods.baselines import Running
@@ -41,12 +43,12 @@ from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
 from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt, balanced
-from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.training import checkpoints
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.lock import owned
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, read_metrics
+from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
 from t2i_rl.training.trainer import Trainer
 
 CONFIG = "config.json"
@@ -68,6 +70,7 @@ def start(config: TrainConfig, said: str = "") -> Path:
         raise UserError(
             f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
         )
+    config = rooted(config)
     with determinism(config.deterministic):
         trainer, heldout, judge = _prepare(config, config.model)
         for line in filter(None, (said, *_preamble(trainer, heldout))):
@@ -75,6 +78,7 @@ def start(config: TrainConfig, said: str = "") -> Path:
         with whole_folder(config.out) as aside:
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
+            write_atomically(aside / RECORD, as_record(trainer.collector.prompts, heldout))
         with owned(config.out):
             try:
                 return _train(trainer, heldout, judge, done=0)
@@ -118,7 +122,7 @@ def _go_on(run: Path, steps: int | None, device: str | None) -> Path:
     if found.step == config.steps and not (run / PICTURES).exists():  # stopped after its last checkpoint
         write_atomically(run / CONFIG, to_json(config))
         with _resumable(run), MetricsLog(run, config.steps, found.step) as tracker:
-            _finish(config, load_prompts(config.heldout), tracker)
+            _finish(config, prompts_of(config, "heldout"), tracker)
         if (run / PICTURES).exists():
             return run
     if found.step >= config.steps:
@@ -136,7 +140,7 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
     check_device(config.device)
     method = run_method(config)
     check_settings(config, method)
-    prompts, heldout = load_prompts(config.prompts), load_prompts(config.heldout)
+    prompts, heldout = prompts_of(config, "prompts"), prompts_of(config, "heldout")
     judged_by = config.evaluation.reward or config.reward
     check_records(config.reward, prompts)
     check_records(judged_by, heldout)

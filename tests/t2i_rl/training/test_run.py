@@ -100,6 +100,7 @@ def test_the_folder_of_a_run(finished: Path):
     assert listing(finished)[0] == "best.json"
     names = {path.name for path in finished.iterdir()}
     assert names == {
+        "prompts.json",
         "best.json",
         "checkpoints",
         "config.json",
@@ -158,7 +159,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
 def test_a_stop_before_there_is_a_folder_promises_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("t2i_rl.training.run.load", stopped)

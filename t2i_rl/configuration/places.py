@@ -1,0 +1,31 @@
+"""Where the paths of a configuration begin."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from models.registry import MODELS
+from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.prompts.reading import SHAPES_SPLITS
+from t2i_rl.prompts.sets import NAMES
+
+
+def rooted(config: TrainConfig) -> TrainConfig:
+    """With the paths of the model and the prompts from the root: the run finds them again wherever it goes on from.
+
+    Names stay: those that we know, and what is no path here, such as an id of the hub.
+    """
+    return replace(
+        config,
+        model=config.model if config.model in MODELS else _absolute(config.model),
+        prompts=_prompts(config.prompts),
+        heldout=_prompts(config.heldout),
+    )
+
+
+def _prompts(source: str) -> str:
+    return source if source in SHAPES_SPLITS or source in NAMES else _absolute(source)
+
+
+def _absolute(source: str) -> str:
+    path = Path(source)
+    return str(path.absolute()) if path.exists() else source
