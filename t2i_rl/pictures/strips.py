@@ -1,5 +1,6 @@
 """Pictures of a run over time: the same prompts and the same noise at every evaluation."""
 
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from numpy import ndarray
 from PIL import Image
 
 from models.policy import Policy
+from t2i_rl.errors import UserError
+from t2i_rl.outputs import aside_of
 from t2i_rl.pictures.figures import new_figure, save_figure
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.noise import Noise, occurrences
@@ -35,17 +38,32 @@ def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: 
     condition = encode(policy, texts, sampling.negative_prompt)
     images = sample_group(policy, condition, 1, sampling, noise).images(policy)[:, 0]
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.concatenate(to_arrays(images.cpu().numpy()), axis=1)).save(path)
+    with aside_of(path) as aside:
+        Image.fromarray(np.concatenate(to_arrays(images.cpu().numpy()), axis=1)).save(aside, format="png")
+
+
+def read_strip(path: Path) -> Image.Image | None:
+    """The pictures of an evaluation; None, with a warning, where they are gone or damaged."""
+    try:
+        with Image.open(path) as strip:
+            strip.load()
+            return strip
+    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is PIL's for a broken chunk
+        print(f"warning: left out {path}, which cannot be read ({error})", file=sys.stderr)
+        return None
 
 
 def draw_progress(folder: Path, steps: Sequence[int], prompts: Sequence[str], path: Path) -> None:
-    """The strips of these steps below each other: one row per evaluation, one column per prompt."""
+    """The strips of these steps below each other: one row per evaluation that can be read, one column per prompt."""
     spaced = np.linspace(0, len(steps) - 1, min(ROWS, len(steps))).round().astype(int)
-    shown = [steps[index] for index in spaced]
+    read = {steps[index]: read_strip(strip_path(folder, steps[index])) for index in spaced}
+    shown = {step: strip for step, strip in read.items() if strip is not None}
+    if not shown:
+        raise UserError(f"{folder} holds no picture that can be read")
     figure = new_figure(1.4 * len(prompts), 1.4 * len(shown) + 0.8, layout="constrained")
     grid = figure.subplots(len(shown), len(prompts), squeeze=False)
-    for row, step in zip(grid, shown, strict=True):
-        pictures = np.split(np.asarray(Image.open(strip_path(folder, step))), len(prompts), axis=1)
+    for row, (step, strip) in zip(grid, shown.items(), strict=True):
+        pictures = np.split(np.asarray(strip), len(prompts), axis=1)
         for axes, picture in zip(row, pictures, strict=True):
             axes.imshow(picture, interpolation="nearest")
             axes.set(xticks=[], yticks=[])

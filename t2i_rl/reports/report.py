@@ -20,7 +20,7 @@ from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.pictures.heatmap_files import page
 from t2i_rl.pictures.pages import render
-from t2i_rl.pictures.strips import ROWS, strip_path
+from t2i_rl.pictures.strips import ROWS, read_strip, strip_path
 from t2i_rl.prompts.prompt import balanced
 from t2i_rl.reports.revisit import run_config
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
@@ -115,7 +115,8 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
         prompts = [asked.text for asked in balanced(prompts_of(config, "heldout"), 2)[:STRIP]]
     except UserError:  # the file is not there any more, or is another: the samples then have no captions
         prompts = []
-    samples = {step: strip_uri(strips[step]) for step in sorted(spaced)}
+    read = {step: strip_uri(strips[step]) for step in sorted(spaced)}
+    samples = {step: strip for step, strip in read.items() if strip is not None}
     return Reported(name, config, metrics, samples, prompts, maps)
 
 
@@ -138,14 +139,19 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
     return page(token_maps(policy, prompt, 4, sampling, config.seed, reference, method, source))
 
 
-def strip_uri(path: Path) -> str:
-    """The samples of an evaluation inside a URI: as they are, or smaller and as JPEG where they are high."""
-    with Image.open(path) as strip:
-        if strip.height <= TALLEST:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        buffer = io.BytesIO()
-        size = max(1, strip.width * TALLEST // strip.height), TALLEST
-        strip.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, format="JPEG", quality=88)
+def strip_uri(path: Path) -> str | None:
+    """The samples of an evaluation inside a URI: as they are, or smaller and as JPEG where they are high.
+
+    None, with a warning, where they cannot be read.
+    """
+    strip = read_strip(path)
+    if strip is None:
+        return None
+    if strip.height <= TALLEST:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    buffer = io.BytesIO()
+    size = max(1, strip.width * TALLEST // strip.height), TALLEST
+    strip.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, format="JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -28,6 +28,7 @@ Names in `metrics.jsonl`:
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,10 +46,22 @@ Metrics = Mapping[str, float]
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The steps of a run so far; a line without its end was being written when the run was killed."""
-    path = run / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [_as_named_today(json.loads(line)) for line in lines if line.endswith("\n")]
+    """The steps of a run so far; a line without its end was being written when the run was killed.
+
+    A damaged line, such as the NULs that a power failure leaves, is left out with a warning.
+    """
+    path, rows, damaged = run / METRICS, list[dict[str, float]](), list[str]()
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            int(row["step"])
+            rows.append(_as_named_today(row))
+        except (ValueError, KeyError, TypeError):
+            damaged.append(str(number))
+    if damaged:
+        print(f"warning: left out what is damaged of {path}: line {', '.join(damaged)}", file=sys.stderr)
+    return rows
 
 
 def _as_named_today(row: dict[str, float]) -> dict[str, float]:
@@ -111,6 +124,7 @@ class MetricsLog:
         self.kept.append(dict(metrics))
         self.file.write(json.dumps(metrics) + "\n")
         self.file.flush()
+        os.fsync(self.file.fileno())  # before a checkpoint that leans on it
         for name, value in metrics.items():
             if name != "step":
                 self.board.add_scalar(name, value, step)

@@ -1,5 +1,6 @@
 """Grids: the shipped ones and a true one of two cells; what is trained again, and what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -176,7 +177,9 @@ def test_a_grid_is_filled_cell_by_cell(model: Path, tmp_path: Path, capsys: pyte
     shutil.rmtree(out / "free-0" / "checkpoints")
     (out / "free-0" / "checkpoints").mkdir()
     (out / "free-0" / "metrics.jsonl").unlink()
-    (out / "free-0" / "config.json").unlink()
+    (out / "free-0" / "best.json").unlink()
+    config = json.loads((out / "k3-0" / "config.json").read_text())
+    (out / "free-0" / "config.json").write_text(json.dumps(config | {"method": "grpo[objective.beta=0]"}))
     assert main(words) == 0
     assert (out / "k3-0" / "metrics.jsonl").read_bytes() == trained
     head, _, again, free, _ = rows()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -122,7 +123,18 @@ def test_the_summary_of_a_run():
 def test_high_samples_are_made_smaller(tmp_path: Path):
     for height, kind in ((report.TALLEST, "png"), (report.TALLEST * 2, "jpeg")):
         Image.fromarray(np.zeros((height, 2 * height, 3), np.uint8)).save(tmp_path / "strip.png")
-        assert report.strip_uri(tmp_path / "strip.png").startswith(f"data:image/{kind};base64,")
+        uri = report.strip_uri(tmp_path / "strip.png")
+        assert uri is not None and uri.startswith(f"data:image/{kind};base64,")
+
+
+def test_damaged_samples_are_left_out(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    os.truncate(run / "samples" / "step-000003.png", 60)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(bytes(100) + b"\n")
+    assert [*report.read(run, "run").samples] == [0, 5]
+    said = capsys.readouterr().err
+    assert "metrics.jsonl: line 7" in said and "step-000003.png" in said
 
 
 def test_a_run_without_a_common_name_goes_by_its_path():

@@ -38,6 +38,21 @@ def test_what_lies_beyond_the_checkpoint_is_written_again(tmp_path: Path):
     assert read_metrics(tmp_path) == [*ROWS[:2], {"step": 2, "reward": 0.9}]
 
 
+@pytest.mark.parametrize("damage", [bytes(30), b"\xff\xfe{", b"[1]", b'{"reward": 1}', b'{"step": 3, "rew', b"7", b""])
+def test_a_damaged_line_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes):
+    """As after a power failure; a run that goes on writes the file anew."""
+    log(tmp_path, 0, *ROWS)
+    capsys.readouterr()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(damage + b"\n")
+    assert read_metrics(tmp_path) == ROWS
+    assert capsys.readouterr().err == f"warning: left out what is damaged of {tmp_path}/metrics.jsonl: line 4\n"
+    log(tmp_path, 2, {"step": 3, "reward": 0.9})
+    capsys.readouterr()
+    assert read_metrics(tmp_path) == [*ROWS, {"step": 3, "reward": 0.9}]
+    assert not capsys.readouterr().err
+
+
 def test_tensorboard_has_the_same_numbers(tmp_path: Path):
     log(tmp_path, 0, *ROWS)
     log(tmp_path, 1, {"step": 2, "reward": 0.9})

@@ -199,6 +199,25 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing(
     assert f"has done {STEPS} steps" in refused(capsys, "train", "--resume", run)
 
 
+def test_a_run_with_damaged_numbers_and_samples_goes_on(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = copied(finished, tmp_path)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(bytes(512) + b"\n")
+    os.truncate(run / "samples" / "step-000003.png", 60)
+    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1)]) == 0
+    said = capsys.readouterr().err
+    assert f"metrics.jsonl: line {STEPS + 2}" in said and "step-000003.png, which cannot be read" in said
+    assert [row["step"] for row in without_time(run)] == list(range(STEPS + 2))
+    assert without_time(run)[: STEPS + 1] == without_time(finished)
+    draw_progress(run / "samples", [0, STEPS, STEPS + 1], ["first", "second"], tmp_path / "whole.png")
+    draw_progress(run / "samples", [0, 3, STEPS, STEPS + 1], ["first", "second"], tmp_path / "left.png")
+    assert (tmp_path / "whole.png").read_bytes() == (tmp_path / "left.png").read_bytes()
+    capsys.readouterr()
+    assert f"has done {STEPS + 1} steps" in refused(capsys, "train", "--resume", run)
+
+
 def test_text_with_dollars_is_no_mathematics(model: Path, tmp_path: Path):
     run, prompts = tmp_path / "a$$b", tmp_path / "prompts.txt"
     words = train_words(model, run)
