@@ -52,7 +52,7 @@ def load_whole(
         raise misfit(folder, what, f"{wrong[0]} is missing or of another shape")
     # One behind the config's last layer, too: the model would lack its end in silence.
     if strange := sorted(name for name in report["unexpected_keys"] if not never_read.search(name)):
-        raise misfit(folder, what, f"{strange[0]} has no place in it")
+        raise misfit(folder, what, f"there is no place for {strange[0]}")
     return model.to(device).eval().requires_grad_(False)
 
 

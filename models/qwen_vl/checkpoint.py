@@ -30,10 +30,9 @@ def open_checkpoint(source: str | Path, dtype: torch.dtype, device: str) -> tupl
     processor = open_processor(folder)
     model = load_whole(KINDS[family], folder, "the model", NEVER_READ, dtype, device)
     text: Any = model.config.text_config
-    if text.max_position_embeddings > MOST_TOKENS:
-        raise ModelError(
-            f"{path} has max_position_embeddings {text.max_position_embeddings}: copy the checkpoint again"
-        )
+    longest = text.max_position_embeddings
+    if longest > MOST_TOKENS:
+        raise ModelError(f"{path} has max_position_embeddings {longest}, beyond every model: copy the checkpoint again")
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise ModelError(f"{path} has layers of sliding attention, which are not built here: choose one without")
     known = processor.tokenizer.get_vocab().get(processor.image_token)

@@ -56,6 +56,18 @@ FILES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         ("feat_extract_blocks.0.attn.proj.bias", "pos_start_last", "attn_bias_for_masking"),
     ),
     "star vae": ("star", "vae.safetensors", "quantize.embedding.weight", ("quantize.ema_vocab_hit_SV",)),
+    "qwen2.5": (
+        "qwen2_5_vl",
+        "model.safetensors",
+        "model.layers.0.self_attn.q_proj.weight",
+        ("model.layers.0.self_attn.rotary_emb.inv_freq",),
+    ),
+    "qwen3": (
+        "qwen3_vl",
+        "model.safetensors",
+        "model.language_model.layers.0.self_attn.q_proj.weight",
+        ("model.language_model.rotary_emb.inv_freq",),
+    ),
     "t5": (
         "llamagen",
         "t5/model.safetensors",
@@ -101,7 +113,8 @@ def change(path: Path, edit: Change) -> None:
 def use(folder: Path) -> Tensor:
     """Load it all, the text encoder too."""
     policy = load(str(folder))
-    return policy.next_logits(policy.prefill(policy.encode(["a photo of a red circle"]), 1, 2))
+    condition = policy.encode(["a photo of a red circle"])
+    return policy.next_logits(policy.prefill(condition, 1, branches=len(next(iter(condition.tensors.values())))))
 
 
 def quantized(name: str) -> Change:
@@ -156,7 +169,7 @@ def test_what_has_no_place_is_refused(kind: str, folder: Path):
         (unmerged(name), f"such as {stem}.base_layer.weight", "merge them"),
         (prefixed("module."), "with 'module' in their names", "take 'module.' out of the names"),
         (prefixed("_orig_mod."), "with '_orig_mod' in their names", "take '_orig_mod.' out of the names"),
-        (lambda found: found | {f"{stem}.gate": torch.ones(2)}, f"{stem}.gate", "another variant"),
+        (lambda found: found | {f"{stem}.gate": torch.ones(2)}, f"{stem.split('.', 1)[1]}.gate", "no place"),
     ]
     for edit, *said in cases:
         (folder / file).write_bytes(whole)
@@ -175,6 +188,7 @@ def test_what_has_no_place_is_refused(kind: str, folder: Path):
         ("deepseek", "config.json"),
         ("llamagen", "config.json"),
         ("star", "config.json"),
+        ("qwen2_5_vl", "config.json"),
         ("llamagen", "t5/config.json"),
         ("star", "text_encoder/config.json"),
     ],

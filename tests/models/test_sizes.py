@@ -83,10 +83,20 @@ def test_grids_beyond_every_model():
     ("family", "config", "keys"),
     [
         ("llamagen", "t5/config.json", ("num_layers", "d_model", "vocab_size", "d_ff")),
+        (
+            "qwen2_5_vl",
+            "config.json",
+            (
+                "text_config.num_hidden_layers",
+                "text_config.hidden_size",
+                "text_config.max_position_embeddings",
+                "vision_config.depth",
+            ),
+        ),
         ("star", "text_encoder/config.json", ("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size")),
     ],
 )
-def test_text_encoders(family: str, config: str, keys: tuple[str, ...], tmp_path: Path, monkeypatch):
+def test_what_transformers_builds(family: str, config: str, keys: tuple[str, ...], tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save_family(family, tmp_path / "model")
     path = tmp_path / "model" / config
@@ -95,5 +105,5 @@ def test_text_encoders(family: str, config: str, keys: tuple[str, ...], tmp_path
     for key in keys:
         path.write_text(whole)
         put(path, key, MUCH)
-        with pytest.raises(ModelError, match=r"do not fit|does not describe a text encoder"):
+        with pytest.raises(ModelError, match=r"do not fit|does not describe|cannot be read|beyond every model"):
             use()
