@@ -18,8 +18,8 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.files.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of
-from models.files.checkpoint import read_json
-from models.files.tensors import check_no_others, check_tensors, read_tensors
+from models.files.config import read_json
+from models.files.tensors import check_floating, check_tensors, read_tensors
 from models.policy import Condition, Policy, ReadsBeginnings, Samples, State
 from models.question import Question
 
@@ -111,8 +111,8 @@ class LoraPolicy:
         """Take the adapters of a file. Raises ModelError for those of another model or rank."""
         found = read_tensors(path)
         wanted = self._tensors()
+        check_floating(path, found)
         check_tensors(path, found, wanted)
-        check_no_others(path, found, wanted)
         _peft().set_peft_model_state_dict(self.model, found)
 
     def merged(self) -> Policy:
@@ -173,6 +173,12 @@ def attach(base: Policy, folder: Path) -> LoraPolicy:
     targets = listed[1].split("|") if listed else said
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise ModelError(f"{path} has target_modules {said!r}: write a list of the linear layers' names there")
+    stored = read_tensors(folder / ADAPTER_WEIGHTS)
+    # Before anything of that size is made.
+    if other := sorted(name for name, tensor in stored.items() if ".lora_A." in name and tensor.shape[:1] != (rank,)):
+        raise ModelError(
+            f"{path} has r {rank}, but {other[0]} is {tuple(stored[other[0]].shape)}: copy the adapter again"
+        )
     policy = adapt(base, base_of(folder), rank, alpha, [target.rpartition(".")[2] for target in targets])
     policy.fill(folder / ADAPTER_WEIGHTS)
     return policy

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from models.question import Question
 
+MOST_SIDE = 1024  # tokens along a map, beyond every model: where a config says more, it is damaged
+
 
 @dataclass(frozen=True)
 class TokenLayout:

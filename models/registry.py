@@ -5,14 +5,14 @@ one line of `MODELS`. Nothing here imports torch before a model is loaded, so th
 """
 
 import importlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import ModelError
-from models.files.adapter import base_of, is_adapter
+from models.files.adapter import ADAPTER_CONFIG, base_of, is_adapter
+from models.files.config import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -127,11 +127,8 @@ def family_of(source: str) -> str:
     folder = path if path.is_dir() else path.parent
     config, model_type = folder / "config.json", None
     if config.is_file():
-        try:
-            model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError) as error:
-            raise ModelError(f"{config} is not JSON ({error}): copy the checkpoint again") from error
-        if model_type in MODEL_TYPES:
+        model_type = read_json(config).get("model_type")
+        if isinstance(model_type, str) and model_type in MODEL_TYPES:
             return MODEL_TYPES[model_type]
     for pattern, family in FILES.items():
         if any(folder.glob(pattern)):
@@ -190,6 +187,11 @@ def _load_adapter(folder: Path, dtype: "torch.dtype | None", device: str, draws:
     from models import lora
 
     name = base_of(folder)
+    if is_adapter(name):
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} names {name} as its base, which holds adapters itself: the base of an adapter "
+            "is a whole model, so name that, or merge first"
+        )
     try:
         base = load(name, dtype, device, draws)
     except ModelError as error:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from models.errors import ModelError
+from models.files.config import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"  # of a folder that holds adapters, and names their base
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -10,8 +11,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 def base_of(folder: Path) -> str:
     """The model that an adapter's folder names. Raises ModelError."""
-    from models.files.checkpoint import read_json  # which imports torch
-
     name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ModelError(f"{folder / ADAPTER_CONFIG} names no base_model_name_or_path: write the base model's there")

@@ -7,20 +7,36 @@ for. Nothing in a folder is executed, and what is torn or missing is refused wit
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from models.errors import ModelError
+from models.files.config import read_json
 from models.files.hub import fetch
 from models.files.tensors import read_tensors
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are looked for
+DTYPES = {  # by safetensors' names
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 SHARD_BYTES = 5 * 10**9  # of the files we write
 
 
@@ -33,6 +49,7 @@ class StoredTensor:
 
     where: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
     read: Callable[[], Tensor]
 
 
@@ -42,7 +59,7 @@ Weights = Mapping[str, StoredTensor]
 def in_memory(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     """Tensors that are at hand, as weights."""
     return {
-        name: StoredTensor(name, tuple(tensor.shape), partial(Tensor.detach, tensor))
+        name: StoredTensor(name, tuple(tensor.shape), tensor.dtype, partial(Tensor.detach, tensor))
         for name, tensor in tensors.items()
     }
 
@@ -53,19 +70,6 @@ def locate(source: str | Path) -> Path:
     if not any(folder.glob("*.safetensors")):
         folder = fetch(source, ("*.json", "*.bin"))
     return folder
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises ModelError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} does not exist: point to a whole checkpoint folder, or copy it again") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON ({error}): copy the checkpoint again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not an object: copy the checkpoint again")
-    return found
 
 
 def open_weights(folder: Path) -> dict[str, StoredTensor]:
@@ -87,6 +91,8 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
         raise ModelError(f"{index} is not an index of weights: copy the checkpoint again")
     weights: dict[str, StoredTensor] = {}
     for file in sorted(set(named.values())):
+        if PurePath(file).is_absolute() or ".." in PurePath(file).parts:
+            raise ModelError(f"{index} names {file}, which is not beside it: copy the checkpoint again")
         path = index.parent / file
         if not path.is_file():
             raise ModelError(f"{path} does not exist, but {index.name} names it: copy the checkpoint again")
@@ -101,18 +107,24 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
 def _open_file(path: Path) -> dict[str, StoredTensor]:
     if path.suffix != ".safetensors":
         tensors = in_memory(read_tensors(path))
-        return {name: StoredTensor(f"{path}: {name}", tensor.shape, tensor.read) for name, tensor in tensors.items()}
+        return {name: replace(tensor, where=f"{path}: {name}") for name, tensor in tensors.items()}
     try:
         # Opening reads the header and compares it with the file's length.
         file = safe_open(path, framework="pt")
-        return {
-            name: StoredTensor(
-                f"{path}: {name}", tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name)
-            )
-            for name in file.keys()  # noqa: SIM118 - no mapping
-        }
+        return {name: _stored(path, file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is torn or no safetensors file ({error}): copy it again") from error
+
+
+def _stored(path: Path, file: Any, name: str) -> StoredTensor:
+    """A tensor of an opened file. Raises ModelError for numbers that torch does not have, or not whole bytes of."""
+    header = file.get_slice(name)
+    if header.get_dtype() not in DTYPES:
+        raise ModelError(
+            f"{path}: {name} is {header.get_dtype()}, so the weights are quantised: give the unquantised checkpoint"
+        )
+    shape, dtype = tuple(header.get_shape()), DTYPES[header.get_dtype()]
+    return StoredTensor(f"{path}: {name}", shape, dtype, partial(file.get_tensor, name))
 
 
 def write_weights(folder: Path, weights: Weights) -> None:

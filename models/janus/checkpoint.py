@@ -7,14 +7,14 @@ The understanding tower is kept when the weights have it and left out when they 
 """
 
 import json
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -25,15 +25,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from models.errors import ModelError
-from models.files.checkpoint import Weights, in_memory, locate, open_weights, read_json, write_weights
-from models.files.tensors import check_tensors, read_tensors
+from models.files.checkpoint import Weights, in_memory, locate, open_weights, write_weights
+from models.files.config import check_not_quantized, read_json
+from models.files.tensors import check_tensors, plain_weights, read_tensors
 from models.janus import deepseek
 from models.parts.vq import count_numbered
+from models.policy import MOST_SIDE
 
 Format = Literal["deepseek", "transformers"]
+FORMATS: dict[str, Format] = {deepseek.MODEL_TYPE: "deepseek", "janus": "transformers"}  # by model_type
 LEFT_OVER = "deepseek_only.safetensors"  # in transformers' format: what only DeepSeek's has a place for
 # Looked up by these names, as DeepSeek's processor does; tokenizer configs in the wild leave some out.
 BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
@@ -43,6 +47,7 @@ OWN_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 UNDERSTANDING = ("vision_model.", "aligner.", "model.vision_model.", "model.aligner.")  # in either format
 PIXELS = "model.vqmodel."
 LAYERS = "model.language_model.layers."
+BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")  # older releases stored these
 ATTENTION = {"attn_implementation", "_attn_implementation"}  # of a config: may name a hub's kernel, which is code
 TEXT_HEAD, TEXT_EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
@@ -78,35 +83,36 @@ class JanusCheckpoint:
         path = folder / "config.json"
         config = read_json(path)
         family = config.get("model_type")
-        if family not in ("janus", deepseek.MODEL_TYPE):
+        if family not in list(FORMATS):
             raise ModelError(f"{path} has model_type {family!r}: a Janus has 'janus' or '{deepseek.MODEL_TYPE}'")
-        weights = open_weights(folder)
+        stored = open_weights(folder)
+        in_deepseek = family == deepseek.MODEL_TYPE
+        weights: Weights = plain_weights(folder, stored, deepseek.NEVER_READ if in_deepseek else BUFFERS)
+        check_not_quantized(path, config)
         tower = any(name.startswith(UNDERSTANDING) for name in weights)
-        left: Weights = {}
+        left: Weights
         try:
-            if family == deepseek.MODEL_TYPE:
+            if in_deepseek:
                 sizes = deepseek.janus_config(path, config, weights)
+                left = {name: stored[name] for name in stored.keys() - weights.keys()}
+                weights = deepseek.to_transformers(weights)
             else:
                 check_grid(path, config)
                 sizes = JanusConfig.from_dict({name: config[name] for name in config.keys() - ATTENTION})
                 # A text head of its own is one, whatever the config says.
                 sizes.tie_word_embeddings = sizes.tie_word_embeddings and TEXT_HEAD not in weights
+                left = left_over(folder / LEFT_OVER)
+            check_repeats(path, weights, sizes)
             wanted = on_meta(sizes, tower).state_dict()
-        except (StrictDataclassError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except ModelError:
+            raise
+        except Exception as error:  # what transformers raises of a config is no narrower
             reason = " ".join(str(error).split())
             raise ModelError(f"{path} does not describe a Janus ({reason}): copy the checkpoint again") from error
-        if family == deepseek.MODEL_TYPE:
-            weights, left = deepseek.to_transformers(weights, wanted)
-            check_depth(folder, map(deepseek.transformers_name, left), sizes)
-            check_tensors(folder, weights, wanted, deepseek.deepseek_name)
-            return cls(folder, "deepseek", sizes, tower, weights, left)
         if sizes.tie_word_embeddings:
             del wanted[TEXT_HEAD]
-        check_depth(folder, weights, sizes)
-        check_tensors(folder, weights, wanted)
-        if (folder / LEFT_OVER).is_file():
-            left = in_memory(read_tensors(folder / LEFT_OVER))
-        return cls(folder, "transformers", sizes, tower, weights, left)
+        check_tensors(folder, weights, wanted, deepseek.deepseek_name if in_deepseek else str)
+        return cls(folder, FORMATS[family], sizes, tower, weights, left)
 
     def model(self, dtype: torch.dtype, device: str) -> JanusForConditionalGeneration:
         """The model with its weights, the VQ in float32 and the rest in `dtype`.
@@ -131,7 +137,11 @@ class JanusCheckpoint:
             embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
         generation = self.folder / "generation_config.json"
         if generation.is_file():
-            model.generation_config = GenerationConfig.from_dict(read_json(generation))
+            try:
+                model.generation_config = GenerationConfig.from_dict(read_json(generation))
+            except (TypeError, ValueError, AttributeError) as error:
+                reason = " ".join(str(error).split())
+                raise ModelError(f"{generation} is no generation config ({reason}): copy it again") from error
         return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -198,16 +208,43 @@ def save_deepseek(folder: Path, model: JanusForConditionalGeneration, parts: Dee
         (folder / name).write_bytes(content)
 
 
-def check_depth(folder: Path, names: Iterable[str | None], config: JanusConfig) -> None:
-    """No tensor is of a layer behind the config's last. Raises ModelError: the model would lack its end in silence.
+def left_over(path: Path) -> Weights:
+    """What only DeepSeek's format has a place for, where the file exists. Raises ModelError for anything else in it."""
+    if not path.is_file():
+        return {}
+    left = in_memory(read_tensors(path))
+    if strange := sorted(name for name in left if not deepseek.NEVER_READ.search(name)):
+        raise ModelError(f"{path} has {strange[0]}, which DeepSeek's format has another place for: export it again")
+    return left
 
-    names: in transformers' naming.
+
+def check_repeats(path: Path, weights: Weights, config: JanusConfig) -> None:
+    """The language model has the config's layers, and nothing else is repeated more often than there are tensors.
+
+    weights: in transformers' naming. Raises ModelError: the model would lack its end, or take hours to build.
     """
-    found, said = count_numbered(filter(None, names), LAYERS), cast(LlamaConfig, config.text_config).num_hidden_layers
-    if found > said:
+    text, vision = cast(LlamaConfig, config.text_config), cast(JanusVisionConfig, config.vision_config)
+    vq = cast(JanusVQVAEConfig, config.vq_config)
+    found, said = count_numbered(weights, LAYERS), text.num_hidden_layers
+    if found != said:
         raise ModelError(
-            f"{folder} has weights of {found} layers, but its config.json says {said}: copy config and weights again"
+            f"{path.parent} has weights of {found} layers, but its config.json says {said}: copy config and weights "
+            "again"
         )
+    repeated = {
+        "layers in the understanding tower": vision.num_hidden_layers,
+        "layers in the understanding tower's aligner": vision.depth,
+        "layers in the image aligner": vq.num_hidden_layers,
+        "residual blocks in a level of the image tokenizer": vq.num_res_blocks,
+        "levels in the image tokenizer": len(vq.channel_multiplier),
+    }
+    for what, count in repeated.items():
+        if count > len(weights):
+            raise ModelError(
+                f"{path} asks for {count} {what}, but there are {len(weights)} weights: copy config and weights again"
+            )
+    if vq.num_patches > MOST_SIDE:
+        raise ModelError(f"{path} asks for {vq.num_patches} tokens a side: no image has more than {MOST_SIDE}")
 
 
 def check_grid(path: Path, config: Mapping[str, Any]) -> None:

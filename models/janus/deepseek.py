@@ -3,14 +3,15 @@
 The weights of `deepseek-ai/Janus-Pro-*` and of the models that were trained from them are named after DeepSeek's
 modules. The same tensors make transformers' `JanusForConditionalGeneration`: prefixes and a few inner names differ,
 the understanding tower's attention has q, k and v in one tensor, and its position table has a batch axis.
-`vision_model.vision_tower.attn_pool.*` and `gen_vision_model.quantize.codebook_used` have no place there; neither
-is ever read by DeepSeek's forward pass.
+`vision_model.vision_tower.attn_pool.*` and `gen_vision_model.quantize.codebook_used` have no place there, nor have the
+rotary tables of older releases; none is ever read by DeepSeek's forward pass (`NEVER_READ`).
 
 The config names the sizes of the language model, the aligners and the image head; those of the VQ and of the
 tower stand in DeepSeek's code, so they are read off the weights.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ TOWER = "model.vision_model."  # in transformers' names
 POSITIONS = "model.vision_model.embeddings.position_embedding.weight"
 FUSED, SPLIT = ".attn.qkv.", (".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj.")
 HEAD_WIDTH = 64  # of SigLIP-L; the weights do not show it
+NEVER_READ = re.compile(
+    r"^vision_model\.vision_tower\.attn_pool\.|^gen_vision_model\.quantize\.codebook_used$|\.rotary_emb\.inv_freq$"
+)
 # Of a language_config: how it was stored or run, not what it is.
 NOT_SIZES = {"model_type", "architectures", "torch_dtype", "dtype", "_attn_implementation", "transformers_version"}
 
@@ -89,24 +93,19 @@ def deepseek_name(name: str) -> str:
     return name
 
 
-def to_transformers(
-    weights: Weights, wanted: Collection[str]
-) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """DeepSeek's tensors under the wanted names of transformers, and those without a place there under their own."""
+def to_transformers(weights: Weights) -> dict[str, StoredTensor]:
+    """DeepSeek's tensors under the names of transformers; those that no rule knows keep their own."""
     placed: dict[str, StoredTensor] = {}
-    left: dict[str, StoredTensor] = {}
     for old, stored in weights.items():
-        name = transformers_name(old)
-        if name is not None and name.startswith(TOWER) and FUSED in name:
+        name = transformers_name(old) or old
+        if name.startswith(TOWER) and FUSED in name and stored.shape and stored.shape[0] >= len(SPLIT):
             for index, part in enumerate(SPLIT):
                 placed[name.replace(FUSED, part)] = _changed(stored, partial(_third, index=index))
-        elif name is None or name not in wanted:
-            left[old] = stored
         elif name == POSITIONS:
             placed[name] = _changed(stored, partial(torch.squeeze, dim=0))
         else:
             placed[name] = stored
-    return placed, left
+    return placed
 
 
 def to_deepseek(weights: Weights) -> dict[str, StoredTensor]:
@@ -123,7 +122,7 @@ def to_deepseek(weights: Weights) -> dict[str, StoredTensor]:
             part = next(part for part in SPLIT if part in name)
             parts = [weights[name.replace(part, other)] for other in SPLIT]
             shape = (sum(part.shape[0] for part in parts), *stored.shape[1:])
-            restored[old] = StoredTensor(stored.where, shape, partial(_join, parts))
+            restored[old] = StoredTensor(stored.where, shape, stored.dtype, partial(_join, parts))
         elif name == POSITIONS:
             restored[old] = _changed(stored, partial(torch.unsqueeze, dim=0))
         else:
@@ -133,11 +132,11 @@ def to_deepseek(weights: Weights) -> dict[str, StoredTensor]:
 
 def _changed(stored: StoredTensor, change: Callable[[Tensor], Tensor]) -> StoredTensor:
     shape = tuple(change(torch.empty(stored.shape, device="meta")).shape)
-    return StoredTensor(stored.where, shape, lambda: change(stored.read()))
+    return StoredTensor(stored.where, shape, stored.dtype, lambda: change(stored.read()))
 
 
 def _third(fused: Tensor, index: int) -> Tensor:
-    return fused.chunk(3)[index]
+    return fused.tensor_split(3)[index]
 
 
 def _join(parts: list[StoredTensor]) -> Tensor:

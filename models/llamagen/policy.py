@@ -28,6 +28,7 @@ original samples from the conditional branch alone.
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +42,17 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from models.errors import ModelError
-from models.files.checkpoint import SINGLE_FILES, in_memory, locate, open_weights, read_json, write_weights
+from models.files.checkpoint import SINGLE_FILES, in_memory, locate, open_weights, write_weights
+from models.files.config import check_not_quantized, read_json
 from models.files.hub import fetch
-from models.files.tensors import read_plain
+from models.files.tensors import plain_weights, read_plain
 from models.llamagen.text_features import TextFeatures
-from models.llamagen.transformer import LlamaGenTransformer, grid_side, rope_table
+from models.llamagen.transformer import NEVER_READ, LlamaGenTransformer, grid_side, rope_table
 from models.parts import llama
 from models.parts.logits import logits
 from models.parts.packed import packed
 from models.parts.pixels import to_bytes
-from models.parts.vq import load_vq, original_weights, pixels_per_token
+from models.parts.vq import TRAINING_COUNTER, load_vq, original_weights, pixels_per_token
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
 
@@ -60,7 +62,6 @@ VQ = ("vq_ds16_t2i.safetensors", "vq_ds16_t2i.pt")
 VQ_ON_HUB = "peizesun/llamagen_t2i/vq_ds16_t2i.pt"
 TEXT_ENCODERS = ("t5", "flan-t5-xl", "t5/flan-t5-xl", "t5-ckpt/flan-t5-xl")
 TEXT_ENCODER_ON_HUB = "google/flan-t5-xl"
-COPIED_ENCODER = "t5_model."  # some copies carry the text encoder among their weights
 WRAPPERS = ("model", "module", "state_dict")  # where the released files keep the weights
 
 
@@ -112,10 +113,12 @@ class LlamaGenPolicy:
         encoder = find_beside(folder, [f"{name}/config.json" for name in TEXT_ENCODERS])
         text_source = encoder.parent if encoder else str(config.get("text_encoder", TEXT_ENCODER_ON_HUB))
 
-        vq_weights = read_weights(vq_file)
+        vq_weights = read_weights(vq_file, TRAINING_COUNTER)
         side = grid_side(config, transformer_file, pixels_per_token(vq_weights))
         vq = load_vq(vq_weights, side, vq_file)
-        transformer = LlamaGenTransformer.from_weights(read_weights(transformer_file), config, transformer_file)
+        weights = read_weights(transformer_file, NEVER_READ)
+        transformer = LlamaGenTransformer.from_weights(weights, config, transformer_file)
+        check_not_quantized(folder / "config.json", config)
         codes = transformer.lm_head.out_features
         if vq.config.num_embeddings != codes:
             raise ModelError(
@@ -297,14 +300,18 @@ def find_beside(folder: Path, names: Sequence[str]) -> Path | None:
     return next((place / name for place in (folder, folder.parent) for name in names if (place / name).exists()), None)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors by name of a folder's weights or of one file; what else they hold is ignored."""
+def read_weights(path: Path, ignored: re.Pattern[str]) -> dict[str, Tensor]:
+    """The tensors by name of a folder's weights or of one file, without what a training script stored beside them.
+
+    ignored: names of tensors that are never read. Raises ModelError for those that are no plain weights.
+    """
     if path.is_dir():
-        stored = open_weights(path)
-        return {name: tensor.read() for name, tensor in stored.items() if not name.startswith(COPIED_ENCODER)}
+        stored = plain_weights(path, open_weights(path), ignored)
+        return {name: tensor.read() for name, tensor in stored.items()}
     found = read_plain(path)
     if isinstance(found, dict):
         found = next((found[name] for name in WRAPPERS if isinstance(found.get(name), dict)), found)
     if not isinstance(found, dict):
         raise ModelError(f"{path} does not hold tensors by name: it is another kind of checkpoint")
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return plain_weights(path, tensors, ignored)

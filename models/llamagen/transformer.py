@@ -10,12 +10,14 @@ The checkpoints pair neighbouring channels in the rotary embedding; here queries
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
@@ -23,8 +25,13 @@ from transformers import LlamaConfig, LlamaModel
 from models.errors import ModelError
 from models.files.tensors import check_tensors
 from models.parts.vq import count_numbered
+from models.policy import MOST_SIDE
 
 Naming = Literal["original", "transformers"]
+# Rotary tables, masks and caches that were saved along, and the text encoder that some copies carry.
+NEVER_READ = re.compile(
+    r"^t5_model\.|(^|\.)(freqs_cis|causal_mask|rotary_emb\.inv_freq)$|^layers\.\d+\.attention\.kv_cache\.[kv]_cache$"
+)
 HEAD_WIDTH = 64  # of every released size; a config.json may say otherwise
 
 # Beginnings and middles of the keys: the original's, and those of the copies in transformers' style.
@@ -86,8 +93,7 @@ class LlamaGenTransformer(nn.Module):
         """From the tensors of a checkpoint in either naming, sizes read from their shapes.
 
         config: number of heads (and of layers), norm epsilon and rotary base where they are not the released
-        ones, in either naming. What the checkpoint holds besides is ignored. Raises ModelError, which names
-        `where` and the key.
+        ones, in either naming. Raises ModelError, which names `where` and the key.
         """
         if "tok_embeddings.weight" not in weights and "model.embed_tokens.weight" not in weights:
             raise ModelError(f"{where} holds no LlamaGen, for it has no tok_embeddings.weight: give another file")
@@ -97,6 +103,9 @@ class LlamaGenTransformer(nn.Module):
                 empty = _empty(weights, config, naming, where)
         except KeyError as error:
             raise ModelError(f"{where} lacks the weight {error.args[0]}: copy the checkpoint again") from error
+        except (StrictDataclassError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"the shapes in {where} make no LlamaGen ({reason}): copy the checkpoint again") from error
         expected = empty.named_weights()
         check_tensors(where, weights, expected)
         empty.load_state_dict(empty._ours({name: weights[name].detach() for name in expected}), assign=True)
@@ -159,8 +168,11 @@ def _empty(
         kv_width = shape("layers.0.self_attn.k_proj.weight")[0]
     found = count_numbered(weights, "layers." if naming == "original" else "model.layers.")
     layers = setting(config, ("n_layer", "num_hidden_layers"), found, where)
-    if found > layers:
-        raise ModelError(f"{where} has {found} layers, but its config.json says {layers}: set n_layer to {found}")
+    if found != layers:
+        raise ModelError(
+            f"{where} has {found} layers, but its config.json says {layers}: set n_layer to {found}, or copy the "
+            "checkpoint again"
+        )
     llama = LlamaConfig(
         vocab_size=codes,
         hidden_size=width,
@@ -193,7 +205,7 @@ def real(config: Mapping[str, Any], names: tuple[str, ...], default: float, wher
     for name in names:
         value = config.get(name)
         if value is not None:
-            if type(value) not in (int, float) or not value > 0:
+            if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
                 raise ModelError(f"the config.json of {where} has {name} {value!r}: it has to be a number above 0")
             return float(value)
     return default
@@ -212,8 +224,11 @@ def grid_side(config: Mapping[str, Any], where: Path, pixels_per_token: int) -> 
         )
     default = 1 if named is None else (int(named[1]) // pixels_per_token) ** 2
     tokens = setting(config, ("block_size",), default, where)
-    if isqrt(tokens) ** 2 != tokens:
-        raise ModelError(f"the config.json of {where} has block_size {tokens}: it has to be a square number")
+    if isqrt(tokens) ** 2 != tokens or tokens > MOST_SIDE**2:
+        raise ModelError(
+            f"the config.json of {where} has block_size {tokens}: it has to be a square number, of "
+            f"{MOST_SIDE} tokens a side at most"
+        )
     return isqrt(tokens)
 
 

@@ -1,5 +1,6 @@
 """Text encoders and their tokenizers from folders in transformers' format; whole, or refused with one sentence."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from models.errors import ModelError
 from models.files.pretrained import Model, load_whole
 
+# What the encoders' files hold besides: T5's decoder, the rest of a whole CLIP, a table that follows from its size.
+NEVER_READ = re.compile(
+    r"^(decoder|lm_head|vision_model|visual_projection|text_projection)\.|^logit_scale$|\.position_ids$"
+)
+
 
 def load_encoder(kind: type[Model], folder: Path, dtype: torch.dtype, device: str) -> Model:
-    """The encoder, frozen. Raises ModelError, also for weights that transformers would make up."""
-    return load_whole(kind, folder, "the text encoder", dtype, device)
+    """The encoder, frozen. Raises ModelError, also for weights that transformers would make up or pass over."""
+    return load_whole(kind, folder, "the text encoder", NEVER_READ, dtype, device)
 
 
 def longer(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: int) -> int:
@@ -26,6 +32,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer; no code that comes with it is run. Raises ModelError."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what the tokenizers library raises is no narrower
         reason = " ".join(str(error).split())
         raise ModelError(f"the tokenizer in {folder} cannot be read ({reason}): copy it again") from error

@@ -25,18 +25,21 @@ RENAMED = (
     (".mid.1.", ".mid.attn_1."),
     (".mid.2.", ".mid.block_2."),
 )
-TRAINING_COUNTER = "quantize.codebook_used"
+TRAINING_COUNTER = re.compile(r"^quantize\.codebook_used$")
 
 
 def load_vq(weights: Mapping[str, Tensor], side: int, where: Path) -> JanusVQVAE:
     """The tokenizer of a `side` x `side` grid, frozen, in float32. Raises ModelError, naming the file and the key."""
-    weights = {name: tensor.float() for name, tensor in weights.items() if name != TRAINING_COUNTER}
+    weights = {name: tensor.float() for name, tensor in weights.items()}
     try:
         config = infer_config(weights, side)
+        with torch.device("meta"):
+            vq = JanusVQVAE(config)
     except KeyError as error:
         raise ModelError(f"{where} lacks the weight {error.args[0]}: copy the image tokenizer again") from error
-    with torch.device("meta"):
-        vq = JanusVQVAE(config)
+    except Exception as error:  # what transformers raises of sizes is no narrower
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the shapes in {where} make no image tokenizer ({reason}): copy it again") from error
     expected = original_weights(vq)
     check_tensors(where, weights, expected)
     vq.load_state_dict({_to_transformers(name): weights[name] for name in expected}, assign=True)
@@ -80,9 +83,8 @@ def infer_config(weights: Mapping[str, Tensor], side: int) -> JanusVQVAEConfig:
 
 
 def count_numbered(weights: Iterable[str], prefix: str) -> int:
-    """How many list items the keys name: 1 + the largest number after the prefix."""
-    numbers = [int(match[1]) for name in weights if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
-    return max(numbers, default=-1) + 1
+    """How many list items the keys name after the prefix; a gap between their numbers is found by who asks for all."""
+    return len({match[1] for name in weights if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))})
 
 
 def pixels_per_token(weights: Mapping[str, Tensor]) -> int:

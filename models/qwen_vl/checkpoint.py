@@ -1,5 +1,6 @@
 """Checkpoints of Qwen2.5-VL and Qwen3-VL as transformers has them: opened whole, or refused with one sentence."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ from transformers import AutoProcessor, PreTrainedModel, Qwen2_5_VLForConditiona
 from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 
 from models.errors import ModelError
-from models.files.checkpoint import read_json
+from models.files.config import read_json
 from models.files.hub import fetch
 from models.files.pretrained import load_whole
 
 KINDS: dict[str, type[PreTrainedModel]] = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen3_vl": Qwen3VL}
+NEVER_READ = re.compile(r"\.rotary_emb\.inv_freq$")  # tables that older releases stored
+MOST_TOKENS = 2**22  # of an answer, beyond every model
 FILES = ("*.json", "*.jinja", "*.safetensors")  # of a repository
 
 
@@ -22,11 +25,14 @@ def open_checkpoint(source: str | Path, dtype: torch.dtype, device: str) -> tupl
     path = folder / "config.json"
     config = read_json(path)
     family = config.get("model_type")
-    if family not in KINDS:
+    if not isinstance(family, str) or family not in KINDS:
         raise ModelError(f"{path} has model_type {family!r}: a Qwen-VL has {' or '.join(map(repr, KINDS))}")
     processor = open_processor(folder)
-    model = load_whole(KINDS[family], folder, "the model", dtype, device)
+    model = load_whole(KINDS[family], folder, "the model", NEVER_READ, dtype, device)
     text: Any = model.config.text_config
+    longest = text.max_position_embeddings
+    if longest > MOST_TOKENS:
+        raise ModelError(f"{path} has max_position_embeddings {longest}, beyond every model: copy the checkpoint again")
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise ModelError(f"{path} has layers of sliding attention, which are not built here: choose one without")
     known = processor.tokenizer.get_vocab().get(processor.image_token)

@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from models.errors import ModelError
 from models.parts import llama
+from models.parts.logits import logits
 from models.parts.packed import packed
 from models.policy import Condition, TokenLayout
 from models.question import Question, question
@@ -189,7 +190,7 @@ class QwenVLPolicy:
 
     @torch.no_grad()
     def next_logits(self, state: QwenState) -> Float[Tensor, "K R 1 V"]:
-        return state.text_head(state.hidden).float().unflatten(0, (state.branches, -1))
+        return logits(state.text_head, state.hidden).unflatten(0, (state.branches, -1))
 
     @torch.no_grad()
     def append(self, state: QwenState, tokens: Int[Tensor, "R 1"]) -> None:
@@ -222,7 +223,7 @@ class QwenVLPolicy:
         return states[:, read.embedded.shape[1] - 1 :].unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-        return self.model.lm_head(hidden).float()
+        return logits(self.model.lm_head, hidden)
 
     def token_embeddings(
         self, tokens: Int[Tensor, "R N"], kind: Literal["lm_input", "codebook"]

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -38,13 +38,14 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from models.errors import ModelError
+from models.files.config import read_json
 from models.files.hub import fetch
 from models.files.tensors import read_tensors
 from models.parts.llama import KeyValueCache
 from models.parts.logits import logits
 from models.parts.pixels import to_bytes
 from models.parts.text_encoders import load_encoder, load_tokenizer, longer
-from models.policy import Condition, TokenLayout
+from models.policy import MOST_SIDE, Condition, TokenLayout
 from models.question import Question, texts
 from models.registry import STAR_256, STAR_512, STAR_1024
 from models.star.transformer import StarTransformer, TextKeys, norm, rope_table
@@ -75,8 +76,9 @@ class StarConfig:
 
     def __post_init__(self) -> None:
         rising = all(below < above for below, above in zip(self.scales, self.scales[1:], strict=False))
-        if len(self.scales) < 2 or self.scales[0] != 1 or not rising:
-            raise ValueError(f"scales {list(self.scales)} must start with 1 and rise")
+        whole = all(type(side) is int and side <= MOST_SIDE for side in self.scales)
+        if len(self.scales) < 2 or self.scales[0] != 1 or not rising or not whole:
+            raise ValueError(f"scales {list(self.scales)} must start with 1 and rise, to {MOST_SIDE} at most")
         if type(self.enable_logit_norm) is not bool:
             raise ValueError(f"enable_logit_norm {self.enable_logit_norm!r} must be true or false")
         if self.null_text not in get_args(NullText):
@@ -86,7 +88,7 @@ class StarConfig:
     def read(cls, path: Path) -> Self:
         """From a checkpoint's config.json. Raises ModelError."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             if found.get("model_type") != "star":
                 raise ValueError(f"model_type is {found.get('model_type')!r}, not 'star'")
             known = {field.name for field in fields(cls)} | {"model_type"}
@@ -157,8 +159,7 @@ class StarPolicy:
         config, vae_path = config_of(path), find_vae(path.parent, on_hub)
         text = find_text(path.parent, on_hub)
         keys = ("trainer", "var_wo_ddp") if path.suffix == ".pth" else ()
-        weights = {name: tensor.to(device, dtype) for name, tensor in read_tensors(path, *keys).items()}
-        transformer = StarTransformer.from_tensors(path, weights)
+        transformer = StarTransformer.from_tensors(path, read_tensors(path, *keys))
         if transformer.sizes.scales != len(config.scales):
             raise ModelError(
                 f"{path.parent / 'config.json'} has {len(config.scales)} scales, but {path} has "
@@ -166,7 +167,8 @@ class StarPolicy:
             )
         vae = StarVae.from_tensors(vae_path, read_tensors(vae_path), config.scales).to(device)
         encoder = load_encoder(CLIPTextModel, text / TEXT[0], torch.float32, device)
-        return cls(config, transformer, vae, encoder, load_tokenizer(text / TEXT[1]))
+        place: Any = torch.device(device)
+        return cls(config, transformer.to(place, dtype), vae, encoder, load_tokenizer(text / TEXT[1]))
 
     @property
     def module(self) -> StarTransformer:

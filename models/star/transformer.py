@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
-from models.files.tensors import check_no_others, check_tensors
+from models.files.tensors import check_tensors, plain_weights
 from models.parts.llama import KeyValueCache
 
 ROPE_BASE = 10000.0
@@ -26,8 +26,8 @@ ROPE_SPAN = 64.0  # every scale's map is stretched over this many positions
 NORM_EPS = 1e-6
 MOST_SCALE = math.log(100)  # bound of the learned logarithm that multiplies normalised queries
 
-SAMPLER = r"(feat_extract_blocks|word_embed_head|lvl_embed_2|encoder_proj2|head_proj|head_logits2)\.|pos_start_last$"
-TABLES = r"(lvl_1L|attn_bias_for_masking)$"  # they follow from the scales
+SAMPLER = r"^(feat_extract_blocks|word_embed_head|lvl_embed_2|encoder_proj2|head_proj|head_logits2)\.|^pos_start_last$"
+TABLES = r"^(lvl_1L|attn_bias_for_masking)$"  # they follow from the scales
 UNUSED = re.compile(f"{SAMPLER}|{TABLES}")
 
 TextKeys = list[tuple[Tensor, Tensor]]  # of each layer: keys and values [B, H, L, d]
@@ -148,11 +148,10 @@ class StarTransformer(nn.Module):
 
         What only the variant with a sampler has is left out, so it decodes as the others do.
         """
-        weights = {name: tensor for name, tensor in weights.items() if not UNUSED.match(name)}
+        weights = plain_weights(path, weights, UNUSED)
         with torch.device("meta"):
             model = cls(StarSizes.of(path, weights))
         check_tensors(path, weights, model.state_dict())
-        check_no_others(path, weights, model.state_dict())
         model.load_state_dict(weights, assign=True)
         return model
 

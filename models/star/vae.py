@@ -20,10 +20,10 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder
 
 from models.errors import ModelError
-from models.files.tensors import check_no_others, check_tensors
+from models.files.tensors import check_tensors, plain_weights
 
 CONVOLUTIONS = 4  # shared by all scales
-UNUSED = re.compile(r"quantize\.ema_vocab_hit_SV")  # a training counter
+UNUSED = re.compile(r"^quantize\.ema_vocab_hit_SV$")  # a training counter
 
 
 class StarVae(nn.Module):
@@ -49,16 +49,18 @@ class StarVae(nn.Module):
     @classmethod
     def from_tensors(cls, path: Path, weights: Mapping[str, Tensor], scales: Sequence[int]) -> "StarVae":
         """From a state dict in VAR's names, by whose shapes the networks are sized. Raises ModelError."""
-        weights = {name: tensor.float() for name, tensor in weights.items() if not UNUSED.fullmatch(name)}
+        weights = {name: tensor.float() for name, tensor in plain_weights(path, weights, UNUSED).items()}
         try:
             with torch.device("meta"):
                 vae = cls(scales, sizes_of(path, weights))
-        except (ValueError, IndexError) as error:
-            raise ModelError(f"the shapes in {path} make no image tokenizer ({error}): copy it again") from error
+        except ModelError:
+            raise
+        except Exception as error:  # what transformers raises of sizes is no narrower
+            reason = " ".join(str(error).split())
+            raise ModelError(f"the shapes in {path} make no image tokenizer ({reason}): copy it again") from error
         pieces = vae.names()
         wanted = {name: torch.cat([vae.get_parameter(part) for part in parts]) for name, parts in pieces.items()}
         check_tensors(path, weights, wanted)
-        check_no_others(path, weights, wanted)
         split = {
             part: tensor
             for name, parts in pieces.items()

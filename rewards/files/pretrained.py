@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from transformers.utils import logging
 
 from rewards.errors import RewardError
+from rewards.files.weights import check_plain
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -23,10 +24,14 @@ def load_whole(kind: Any, folder: Path, what: str, unused: Collection[str] = ())
             raise RewardError(f"{folder / name} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
     logging.disable_progress_bar()
     try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            check_plain(folder / WEIGHTS, {name: file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
         model, report = kind.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except RewardError:
+        raise
+    except Exception as error:  # what transformers raises of a folder is no narrower
         raise RewardError(f"cannot load {folder} as a {what}: {' '.join(str(error).split())}") from error
     missing = set(report["missing_keys"]) - set(unused)
     if wrong := sorted(key for key, *_ in report["mismatched_keys"]) + sorted(missing):

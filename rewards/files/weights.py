@@ -5,6 +5,7 @@ Files are fetched to the cache; those of the Hugging Face hub stay in the hub's 
 """
 
 import pickle
+from collections.abc import Mapping
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -12,7 +13,6 @@ from urllib.error import URLError
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,12 +81,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than weights, or is torn, and is not opened: copy it again, or save its state_dict "
             "as safetensors where you trust it"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # what the readers raise of malformed bytes is no narrower
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RewardError(f"{path} is torn or holds no weights ({reason}): copy it again") from error
     weights = held.get("state_dict", held) if isinstance(held, dict) else held
-    if not isinstance(weights, dict) or not weights or not all(isinstance(one, Tensor) for one in weights.values()):
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(name, str) and isinstance(one, Tensor) for name, one in weights.items())
+    ):
         raise RewardError(f"{path} holds no state_dict of tensors: give the checkpoint of the model")
     if empty := [name for name, tensor in weights.items() if tensor.numel() == 0]:
         raise RewardError(f"{path}: {empty[0]} is empty: copy the checkpoint again")
+    check_plain(path, {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in weights.items()})
     return weights
+
+
+ADAPTERS = {"base_layer", "base_model", "lora_A", "lora_B", "modules_to_save"}  # parts of a name
+CODES = {"int8", "uint8", "float8_e4m3fn", "float8_e5m2", "I8", "U8", "F8_E4M3", "F8_E5M2"}  # torch's and safetensors'
+
+
+def check_plain(path: Path, kinds: Mapping[str, str]) -> None:
+    """No tensor holds the codes of a quantised model, or an adapter beside its base. Raises RewardError.
+
+    kinds: the number type of each.
+    """
+    for name, kind in sorted(kinds.items()):
+        if kind in CODES:
+            raise RewardError(f"{path}: {name} is {kind}, so the weights are quantised: give the unquantised ones")
+        if ADAPTERS & set(name.split(".")):
+            raise RewardError(f"{path}: {name} is an adapter beside its base: merge it first (peft's merge_and_unload)")

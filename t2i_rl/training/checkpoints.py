@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ def read(checkpoint: Path, resuming: bool = True) -> Inventory:
         found = json.loads((checkpoint / INVENTORY).read_text(encoding="utf-8"))
         files, digests = dict(found["files"]), dict(found.get("sha256", {}))
         inventory = Inventory(int(found["step"]), dict(found["settings"]), dict(found["history"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{checkpoint} is not a checkpoint of ours, for it has no valid {INVENTORY}: "
             "delete it to resume from an older one"
@@ -127,7 +126,7 @@ def check_source(model: str) -> None:
 def complete(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first; half-written ones do not carry the final name."""
     numbered = {path.name.removeprefix("step-"): path for path in folder.glob("step-*") if path.is_dir()}
-    return [numbered[step] for step in sorted(filter(str.isdigit, numbered), key=int)]
+    return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
 
 
 def latest(folder: Path) -> Path | None:
@@ -143,8 +142,8 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
         for parameter, state in optimizer.state.items():
             if {value.shape for value in state.values() if value.ndim} != {parameter.shape}:
                 raise ValueError("a moment has another shape than its parameter")
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, UnpicklingError) as error:
-        # What torch says of a file that is not its own spans lines and advises to switch the safety off.
+    except Exception as error:  # what torch raises of malformed bytes is no narrower
+        # What it says of a file that is not its own spans lines and advises to switch the safety off.
         raise UserError(
             f"{path} is not the optimizer state of this run: delete {checkpoint} to resume from an older one"
         ) from error

@@ -140,7 +140,7 @@ class TestOnJanus:
             ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens \[3\]: only plain LoRA"),
             ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4', which changed the base"),
             ({"r": 0}, "describes no LoRA"),
-            ({"r": 3}, r"lora_A.weight is \(2, 32\), but .* \(3, 32\)"),
+            ({"r": 3}, r"has r 3, but .*lora_A.weight is \(2, 48\)"),
             ({"target_modules": ["q_proj"]}, "weights that this model has no place for"),
             ({"target_modules": 3}, "target_modules 3"),
         ],

@@ -267,7 +267,7 @@ def broken_index(folder: Path) -> None:
         (no_text_tokenizer, r"t5/tokenizer_config.json does not exist: put the text encoder"),
         (missing_key, rf"{RELEASED} lacks 1 weights, such as layers.1.attention.wqkv.weight"),
         (missing_size, rf"{RELEASED} lacks the weight cls_embedding.uncond_embedding"),
-        (missing_layer, rf"{RELEASED} lacks 7 weights, such as layers.1.attention.wo.weight"),
+        (missing_layer, rf"{RELEASED} has 1 layers, but its config.json says 2: set n_layer to 1, or copy"),
         (misshapen_key, r"layers.0.feed_forward.w2.weight is \(96, 128\), .*\(128, 96\)"),
         (not_a_matrix, r"tok_embeddings.weight is \(7,\), not a matrix"),
         (missing_vq_key, r"vq_ds16_t2i.pt lacks 1 weights, such as decoder.mid.1.q.weight"),

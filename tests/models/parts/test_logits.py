@@ -7,17 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from models.parts.logits import WideProduct, logits
-from models.policy import Policy
+from models.policy import Condition, Policy
 from models.registry import load
-from tests.models.families import FAMILIES, save_family
+from tests.models.families import ALL_FAMILIES, save_family
+from tests.models.small_qwen_vl import KINDS
 
 PROMPTS = ["a photo of a red circle", "two squares"]
 LAST = {"janus": "model.generation_head.vision_head", "llamagen": "lm_head", "star": "head_logits"}
+LAST |= dict.fromkeys(KINDS, "lm_head")
 # Largest error of a logit against float64, as a share of their deviation. A product rounded to bfloat16 is off by 4e-3.
 ALLOWED = 2e-6
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=ALL_FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     save_family(request.param, tmp_path / "model")
@@ -25,8 +27,14 @@ def family(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def states(policy: Policy) -> Tensor:
-    tokens = torch.randint(32, (len(PROMPTS), policy.layout.tokens), generator=torch.Generator().manual_seed(0))
-    return policy.hidden(policy.encode(PROMPTS), tokens, branches=2)
+    condition, length = policy.encode(PROMPTS), min(policy.layout.tokens, 32)
+    tokens = torch.randint(32, (len(PROMPTS), length), generator=torch.Generator().manual_seed(0))
+    return policy.hidden(condition, tokens, branches=branches(condition))
+
+
+def branches(condition: Condition) -> int:
+    """Two where there is a branch without a prompt."""
+    return len(next(iter(condition.tensors.values())))
 
 
 def last_layer(policy: Policy, family: str, hidden: Tensor) -> tuple[nn.Linear, Tensor]:
@@ -46,7 +54,8 @@ def test_half_precision_is_not_rounded(family: str, dtype: torch.dtype, tmp_path
         hidden = states(policy)
         last, read = last_layer(policy, family, hidden)
         exact = read.double() @ last.weight.double().T + (0 if last.bias is None else last.bias.double())
-        state = policy.prefill(policy.encode(PROMPTS), 1, branches=2)
+        condition = policy.encode(PROMPTS)
+        state = policy.prefill(condition, 1, branches(condition))
         decoded = policy.next_logits(state)
         first = last_layer(policy, family, state.hidden)[1]
         exact_first = first.double() @ last.weight.double().T + (0 if last.bias is None else last.bias.double())

@@ -340,7 +340,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "torn image tokenizer": (lambda f: (release(f), cut(f / "vae_ch160v4096z32.pth")), "z32.pth is torn"),
     "torn text encoder": (
         lambda f: cut(f / "text_encoder" / "model.safetensors"),
-        "the text encoder in .* cannot be read",
+        "text_encoder/model.safetensors is torn",
     ),
     "a text encoder of another size": (
         lambda f: configure(f / "text_encoder" / "config.json", num_hidden_layers=3),

@@ -1,9 +1,11 @@
 """Checkpoints: whole or not there, the newest and the best stay, a full disk costs nothing that was."""
 
 import errno
+import io
 import json
 import os
 import resource
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,7 +137,17 @@ def test_a_full_disk_at_the_first_checkpoint(tmp_path: Path, optimizer: torch.op
 
 @pytest.mark.parametrize(
     "inventory",
-    [None, "", "[]", "{}", '{"step": 1, "files": {}}', '{"step": "x", "settings": {}, "files": {}}', "\x00"],
+    [
+        None,
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"step": 1e999, "settings": {}, "history": {}, "files": {}}',
+        '{"step": 1, "files": {}}',
+        '{"step": "x", "settings": {}, "files": {}}',
+        "\x00",
+    ],
 )
 def test_a_folder_that_is_not_ours(tmp_path: Path, inventory: str | None):
     if inventory is not None:
@@ -179,6 +191,20 @@ def test_an_optimizer_that_is_not_ours_is_refused_and_runs_nothing(tmp_path: Pat
             checkpoints.load_optimizer(saved, stepped(4))
         assert "\n" not in str(caught.value)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("program", [b"", b"\x80\x02.", b"\x80\x02h\x07.", b"\x80\x02t.", b"PK\x05\x06"])
+def test_an_optimizer_s_file_that_is_malformed(tmp_path: Path, optimizer: torch.optim.Optimizer, program: bytes):
+    """As they are, and as what the zip file of torch holds."""
+    saved = save(tmp_path, 1, optimizer)
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", b"3")
+    for content in (program, zipped.getvalue()):
+        (saved / "optimizer.pt").write_bytes(content)
+        with pytest.raises(UserError, match="is not the optimizer state of this run"):
+            checkpoints.load_optimizer(saved, stepped(4))
 
 
 def test_small_files_are_replaced_in_one_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
