@@ -25,9 +25,9 @@ def test_a_control_token_is_named_with_its_place(policy: JanusPolicy, token: str
     says = f"^p.txt, line 2 holds {token}, a control token of the model: take it out$".replace("|", r"\|")
     with pytest.raises(UserError, match=says):
         check_prompts(policy, prompts)
-    with pytest.raises(UserError, match="^the prompt 'a "):
+    with pytest.raises(UserError, match=r"^the prompt 'a "):
         encode(policy, [prompts[1].text], "")
-    with pytest.raises(UserError, match="^the negative prompt holds"):
+    with pytest.raises(UserError, match=r"^the negative prompt holds"):
         encode(policy, ["a ring"], prompts[1].text)
 
 
@@ -78,5 +78,6 @@ def test_nothing_is_written_for_one(
     before = sorted(tmp_path.iterdir())
     assert main([*words, "--model", str(model), "--out", "out"]) == 2
     error = capsys.readouterr().err
-    assert error == f"t2i-rl: {says} holds <begin_of_image>, a control token of the model: take it out\n"
+    assert error.endswith(f"{says} holds <begin_of_image>, a control token of the model: take it out\n")
+    assert error.startswith("t2i-rl: ") and error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
