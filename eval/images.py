@@ -20,8 +20,10 @@ from rewards.files.pins import sha256
 from t2i_rl.errors import UserError
 from t2i_rl.pictures.image_files import save_image, save_metadata
 from t2i_rl.prompts.cut import cut_by
+from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.rollout.words import check_prompts
 
 SHOWN = 3  # missing images that an error names
 
@@ -61,6 +63,9 @@ class Generation:
     official: bool = False
 
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
+        """What was asked of the policy. Raises UserError for a prompt that it cannot be asked."""
+        negative = Prompt(self.sampling.negative_prompt, origin="the negative prompt")
+        check_prompts(self.policy, [*benchmark.prompts, negative])
         return {
             "model": self.model,
             "weights": dict(self.weights),

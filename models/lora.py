@@ -60,6 +60,10 @@ class LoraPolicy:
     def layers(self) -> torch.nn.ModuleList:
         return self.adapted.layers
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return self.adapted.control_tokens
+
     def encode(
         self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
     ) -> Condition:

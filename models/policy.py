@@ -99,6 +99,11 @@ class Policy(Protocol):
         """The transformer layers among them."""
         ...
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """What the tokenizer takes for its own marks, in angle brackets; no prompt may hold one, in any case."""
+        ...
+
     def encode(
         self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None
     ) -> Condition:

@@ -23,8 +23,9 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.utils import logging
 
 from models.errors import ModelError
-from models.janus.checkpoint import BEGIN_OF_IMAGE, DeepSeekParts, JanusCheckpoint, save_deepseek
+from models.janus.checkpoint import BEGIN_OF_IMAGE, BOS, PAD, DeepSeekParts, JanusCheckpoint, save_deepseek
 from models.parts import llama
+from models.parts.control_tokens import control_tokens
 from models.parts.logits import logits
 from models.parts.packed import packed
 from models.parts.pixels import to_bytes
@@ -102,6 +103,10 @@ class JanusPolicy:
     @property
     def device(self) -> torch.device:
         return self.language_model.norm.weight.device
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return control_tokens(self.tokenizer, (BOS, PAD, BEGIN_OF_IMAGE, *ROLES[self.prompt_style]))
 
     def encode(
         self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None

@@ -49,6 +49,7 @@ from models.files.tensors import plain_weights, read_plain
 from models.llamagen.text_features import TextFeatures
 from models.llamagen.transformer import NEVER_READ, LlamaGenTransformer, grid_side, rope_table
 from models.parts import llama
+from models.parts.control_tokens import control_tokens
 from models.parts.logits import logits
 from models.parts.packed import packed
 from models.parts.pixels import to_bytes
@@ -144,6 +145,11 @@ class LlamaGenPolicy:
     @property
     def device(self) -> torch.device:
         return self.transformer.lm_head.weight.device
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The text encoder's, also where the cleaning of captions takes them for mark-up."""
+        return control_tokens(self.text.tokenizer)
 
     def encode(
         self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None

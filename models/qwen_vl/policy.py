@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from models.errors import ModelError
 from models.parts import llama
+from models.parts.control_tokens import control_tokens
 from models.parts.logits import logits
 from models.parts.packed import packed
 from models.policy import Condition, TokenLayout
@@ -114,6 +115,11 @@ class QwenVLPolicy:
     @property
     def device(self) -> torch.device:
         return self.language_model.norm.weight.device
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The chat's own. `<think>` and its like, of which questions speak, are none."""
+        return control_tokens(self.processor.tokenizer)
 
     def encode(
         self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None

@@ -41,6 +41,7 @@ from models.errors import ModelError
 from models.files.config import read_json
 from models.files.hub import fetch
 from models.files.tensors import read_tensors
+from models.parts.control_tokens import control_tokens
 from models.parts.llama import KeyValueCache
 from models.parts.logits import logits
 from models.parts.pixels import to_bytes
@@ -181,6 +182,10 @@ class StarPolicy:
     @property
     def device(self) -> torch.device:
         return self.transformer.pos_start.device
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return control_tokens(self.tokenizer)
 
     def encode(
         self, prompts: Sequence[str | Question], negative_prompts: Sequence[str | Question] | None = None

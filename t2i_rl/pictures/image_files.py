@@ -16,6 +16,7 @@ from t2i_rl.pictures.figures import ornament
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.rollout.words import check_prompts
 
 SHEET_PROMPTS = 64  # the contact sheet shows this many prompts, the first ones
 
@@ -85,8 +86,10 @@ def write_images(
     """Generate into a new folder: `00000/samples/0000.png` and `00000/metadata.jsonl` per prompt (GenEval's
     layout), `contact_sheet.png`, and `generation.json` with the settings and what each file shows.
 
-    The folder appears when it is complete. Raises UserError if it already holds something.
+    The folder appears when it is complete. Raises UserError if it already holds something, and for a prompt that the
+    model cannot be asked.
     """
+    check_prompts(policy, prompts)
     with whole_folder(folder) as aside:
         files: list[dict[str, object]] = []
         shown: list[tuple[str, list[ndarray]]] = [(prompt.text, []) for prompt in prompts[:SHEET_PROMPTS]]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.policy import Condition, Policy
 from t2i_rl.errors import DivergenceError
+from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.distribution import block_guidance, filtered, mix
 from t2i_rl.rollout.ends import Ends
 from t2i_rl.rollout.groups import Rollout
@@ -15,10 +16,15 @@ from t2i_rl.rollout.names import CONTRASTS
 from t2i_rl.rollout.noise import Noise, occurrences, uniforms
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, StepLogits, check_ends
+from t2i_rl.rollout.words import check_prompts
 
 
 def encode(policy: Policy, prompts: Sequence[str], negative_prompt: str) -> Condition:
-    """The prompts, each beside the null branch or, where there is one, the negative prompt."""
+    """The prompts, each beside the null branch or, where there is one, the negative prompt.
+
+    Raises UserError for one that holds a control token.
+    """
+    check_prompts(policy, [*map(Prompt, prompts), Prompt(negative_prompt, origin="the negative prompt")])
     return policy.encode(prompts, [negative_prompt] * len(prompts) if negative_prompt else None)
 
 

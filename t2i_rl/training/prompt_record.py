@@ -15,6 +15,7 @@ from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.settings import read_settings
 
 RECORD = "prompts.json"
+TITLES = {"prompts": "prompts", "heldout": "held-out prompts"}
 
 
 def as_record(prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> str:
@@ -33,10 +34,10 @@ def prompts_of(config: TrainConfig, which: Literal["prompts", "heldout"]) -> lis
     try:
         before = str(read_settings(record)[which]["sha256"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{record} has no SHA-256 of the {which}: put it back, or start a new run") from error
+        raise UserError(f"{record} has no SHA-256 of the {TITLES[which]}: put it back, or start a new run") from error
     if (now := prompts_digest(prompts)) != before:
         raise UserError(
-            f"{config.out} began with other {which} than {source} holds now (SHA-256 {before[:8]}..., not "
+            f"{config.out} began with other {TITLES[which]} than {source} holds now (SHA-256 {before[:8]}..., not "
             f"{now[:8]}...): put them back, or start a new run with another --out"
         )
     return prompts

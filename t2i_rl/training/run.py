@@ -43,6 +43,7 @@ from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
 from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt, balanced
+from t2i_rl.rollout.words import check_prompts
 from t2i_rl.training import checkpoints
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
@@ -151,6 +152,7 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
     dtype, reference = getattr(torch, config.dtype), None
     checkpoints.check_source(config.model)
     policy = _policy(config, source, dtype)
+    check_prompts(policy, [*prompts, *heldout, *_other_words(config)])
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
             print(sentence(cut, len(asked), which), flush=True)
@@ -163,6 +165,16 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
             raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
     config = resolved(config, policy.default_guidance)
     return Trainer(config, policy, method, reward, prompts, reference), heldout, judge
+
+
+def _other_words(config: TrainConfig) -> list[Prompt]:
+    """What the model is asked beside its prompts."""
+    words = {
+        "rollout.sampling.negative-prompt": config.rollout.sampling.negative_prompt,
+        "evaluation.sampling.negative-prompt": config.evaluation.sampling.negative_prompt,
+        "contrast-prompt": config.contrast_prompt or "",
+    }
+    return [Prompt(text, origin=name) for name, text in words.items()]
 
 
 def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:

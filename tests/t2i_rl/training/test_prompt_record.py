@@ -58,12 +58,12 @@ def test_the_record_holds_what_was_read(begun: Path):
     [
         ("p.txt", "a ring\n", "prompts"),
         ("p.txt", "a circle\na ring\n", "prompts"),
-        ("h.jsonl", '{"prompt": "a ring", "tag": "y"}\n', "heldout"),
+        ("h.jsonl", '{"prompt": "a ring", "tag": "y"}\n', "held-out prompts"),
     ],
 )
 def test_other_prompts_are_refused(here: Path, file: str, text: str, which: str, capsys: pytest.CaptureFixture[str]):
     (here / file).write_text(text)
-    before = sorted((path, path.stat().st_mtime_ns) for path in (here / "run").rglob("*"))
+    before = sorted((path, path.stat().st_mtime_ns) for path in (here / "run").rglob("*.*"))
     assert main(["train", "--resume", "run", "--steps", "2"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith(
@@ -72,7 +72,7 @@ def test_other_prompts_are_refused(here: Path, file: str, text: str, which: str,
     if which == "prompts":
         assert main(["heatmap", "--from-run", "run", "--step", "1", "--out", "maps"]) == 2
         assert "run began with other prompts" in capsys.readouterr().err
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in (here / "run").rglob("*"))
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (here / "run").rglob("*.*"))
 
 
 def test_a_file_that_only_looks_otherwise_is_the_same(here: Path):
