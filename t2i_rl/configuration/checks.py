@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 from rewards.http.patience import Patience
 from rewards.registry import COMPARING, classes, parse
 from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.method_checks import check_method
 from t2i_rl.errors import UserError
-from t2i_rl.methods.credit.position import SlidingWindow
-from t2i_rl.methods.credit.product import Product
 from t2i_rl.prompts.reading import SHAPES_SPLITS, check_words
 from t2i_rl.prompts.sets import NAMES
 from t2i_rl.rollout.names import CONTRASTS
 
 if TYPE_CHECKING:
-    from models.policy import TokenLayout
     from t2i_rl.methods.method import Method
     from t2i_rl.prompts.prompt import Prompt
 
@@ -31,6 +29,7 @@ def check_settings(config: TrainConfig, method: Method) -> None:
     """Raise UserError for what contradicts itself or would have no effect, RewardError for an unknown reward."""
     _check_rewards(config, method)
     _check_prompts(config)
+    check_method(config, method)
     sampling, update = config.rollout.sampling, config.update
     cut = sampling.top_k > 0 or sampling.top_p < 1
     if method.objective.kl == "full" and update.log_prob == "cfg" and cut:
@@ -66,6 +65,11 @@ def _check_rewards(config: TrainConfig, method: Method) -> None:
         raise UserError(
             f"reward gives weights ({config.reward}) and so does reward-weights, which leaves them without effect: "
             "keep one of the two"
+        )
+    given = weights or {term.name: 1.0 if term.weight is None else term.weight for term in terms}
+    if not any(given.values()):
+        raise UserError(
+            "all weights of the reward are 0, so every image earns the same and nothing is learned: set one"
         )
     if method.entropy_reward is not None and len(terms) > 1:
         raise UserError(
@@ -117,13 +121,3 @@ def check_records(reward: str, prompts: Sequence[Prompt]) -> None:
 
         for prompt in prompts:
             check_metadata(prompt.text, prompt.metadata, known)
-
-
-def check_layout(method: Method, layout: TokenLayout) -> None:
-    """Raise UserError where the method counts in units that the model's tokens do not have."""
-    rules = method.credit.rules if isinstance(method.credit, Product) else (method.credit,)
-    units = {method.objective.unit, *(rule.unit for rule in rules if isinstance(rule, SlidingWindow))}
-    if "scale" in units and len(layout.maps) == 1:
-        raise UserError(f"method {method.name} counts in scales, but the model draws one map: set the unit to row")
-    if "row" in units and all(height == 1 for height, _ in layout.maps):
-        raise UserError(f"method {method.name} counts in picture rows, but the model's tokens form none: set the unit")

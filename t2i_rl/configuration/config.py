@@ -47,7 +47,7 @@ class RolloutConfig:
 
     Attributes:
         prompts_per_step: P, prompts in a step.
-        group_size: G, images per prompt.
+        group_size: G, images per prompt; one is enough only for methods that compare with a prompt's past (spo).
         micro_batch: prompts sampled at once; only memory and speed depend on it.
         resample_rounds: how often a method that samples further prompts, for groups that teach nothing, may do so.
     """
@@ -60,7 +60,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check("rollout.prompts-per-step", self.prompts_per_step, self.prompts_per_step >= 1, "at least 1")
-        check("rollout.group-size", self.group_size, self.group_size >= 2, "at least 2, to compare images in a group")
+        check("rollout.group-size", self.group_size, self.group_size >= 1, "at least 1")
         check("rollout.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
         check("rollout.resample-rounds", self.resample_rounds, self.resample_rounds >= 1, "at least 1")
 

@@ -131,6 +131,10 @@ class ValueAnchored:
     factor: float = 0.1
     anchor: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise UserError(f"value anchored: the factor {self.factor} of the reward's level must be positive")
+
     def __call__(self, rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
         return advantages(rewards) + self.factor * (rewards - self.anchor)
 

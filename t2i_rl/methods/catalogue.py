@@ -125,7 +125,8 @@ METHODS = {
         ),
         Method(
             name="luspo",
-            summary="LUSPO: the sequence loss times its length; a constant factor where all images are equally long",
+            summary="LUSPO: the sequence loss times its length, so N times the gradient of the other methods' "
+            "(gradient clipping acts sooner)",
             objective=Objective(unit="sequence", denominator="images"),
         ),
         Method(

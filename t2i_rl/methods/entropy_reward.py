@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 
+from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import zero_variance
 from t2i_rl.settings import check_choice
 
@@ -33,6 +34,8 @@ class EntropyReward:
     on_zero_std: OnZeroStd = "skip"
 
     def __post_init__(self) -> None:
+        if self.coefficient == 0:
+            raise UserError("entropy reward: a coefficient of 0 has no effect: set entropy_reward to none")
         check_choice("entropy reward", "on_zero_std", self.on_zero_std, OnZeroStd)
 
     def __call__(

@@ -59,6 +59,12 @@ class Method:
             raise UserError(
                 f"method {self.name}: a dynamic weight has no sum before the update: choose another denominator"
             )
+        dynamic = self.dynamic
+        if dynamic is not None and dynamic.form == "linear" and dynamic.detach and not self.objective.entropy_bonus:
+            raise UserError(
+                f"method {self.name}: a linear running weight is 0 while policy and reference agree, and detached it "
+                "never moves them apart: set dynamic.detach to false, as critical-literal does"
+            )
         if self.filter_zero_std != "off" and isinstance(self.scale, VirtualBest | ValueAnchored | PromptBaseline):
             raise UserError(
                 f"method {self.name}: {type(self.scale).__name__} learns from groups of equal rewards: "
@@ -71,6 +77,12 @@ class Method:
     def needs_reference(self) -> bool:
         """Whether there has to be a reference: for the KL, and at any beta for the dynamic weight or entropy reward."""
         return self.objective.beta > 0 or self.dynamic is not None or self.entropy_reward is not None
+
+    @property
+    def needs_group(self) -> bool:
+        """Whether it compares the images of a prompt, so that there have to be two of them."""
+        own_past = isinstance(self.scale, PromptBaseline)
+        return not own_past or self.entropy_reward is not None or self.credit.compares
 
     def loss(
         self, replay: Replay, images: ImageRows, denominators: Denominators, layout: TokenLayout | None = None

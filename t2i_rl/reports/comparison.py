@@ -43,6 +43,7 @@ class Finished:
 
     heldout: the score at each evaluated step. seconds: training time until there.
     tags: the score of each tag at the last step.
+    reward_std: None where groups are single images.
     weight: None for a run from before it was measured.
     kl: None where there is no reference, or where an older run measured it over a part of the tokens.
     """
@@ -50,7 +51,7 @@ class Finished:
     heldout: Mapping[int, float]
     seconds: Mapping[int, float]
     tags: Mapping[str, float]
-    reward_std: float
+    reward_std: float | None
     weight: float | None
     kl: float | None
     seconds_per_step: float
@@ -78,6 +79,7 @@ def read_run(run: Path, steps: int, reference: bool) -> Finished | None:
     spent = np.cumsum([step_seconds(row) for row in rows])
     evaluated = [(row, float(now)) for row, now in zip(rows, spent, strict=True) if "heldout" in row]
     trained = [row for row in rows if row["step"] > 0]
+    spreads = [row["reward_std"] for row in trained if "reward_std" in row]
     # A step whose groups were all left out has no divergence and no weight.
     divergences = [row["kl"] for row in trained[-max(1, steps // 10) :] if reference and "kl" in row]
     weights = [row["credit_weight"] for row in trained if "credit_weight" in row]
@@ -85,7 +87,7 @@ def read_run(run: Path, steps: int, reference: bool) -> Finished | None:
         heldout={int(row["step"]): row["heldout"] for row, _ in evaluated},
         seconds={int(row["step"]): now for row, now in evaluated},
         tags={name.partition("/")[2]: score for name, score in rows[-1].items() if name.startswith("heldout/")},
-        reward_std=fmean(row["reward_std"] for row in trained),
+        reward_std=fmean(spreads) if spreads else None,
         weight=fmean(weights) if weights else None,
         kl=fmean(divergences) if divergences else None,
         seconds_per_step=float(spent[-1]) / len(trained),
@@ -153,7 +155,7 @@ def table(arms: Arms, against: str | None = None) -> str:
         line += [] if time is None else [spread([run.at_time(time) for run in runs])]
         line += [spread([run.tags[tag] for run in runs if tag in run.tags]) for tag in tags]
         line += [
-            spread([run.reward_std for run in runs]),
+            spread([run.reward_std for run in runs if run.reward_std is not None]),
             spread([run.weight for run in runs if run.weight is not None], digits=2),
             spread([run.kl for run in runs if run.kl is not None], digits=4),
             spread([run.seconds_per_step for run in runs], digits=2),

@@ -52,12 +52,19 @@ class Collected:
         """What the scored groups earned, and what went wrong (`t2i_rl.training.metrics_log`)."""
         rewards, first = self.rewards, self.rounds[0]
         parts = {name: torch.cat([groups.parts[name] for groups in self.rounds]) for name in first.parts}
+        spread = (
+            {
+                "reward_std": rewards.std(dim=1).mean().item(),
+                "zero_variance": zero_variance(rewards).float().mean().item(),
+            }
+            if rewards.shape[1] > 1
+            else {}
+        )
         entropies = [groups.rollout.statistics["entropy"] for groups in self.rounds]
         return {
             "reward": rewards.mean().item(),
-            "reward_std": rewards.std(dim=1).mean().item(),
             **{f"reward/{name}": values.mean().item() for name, values in parts.items()},
-            "zero_variance": zero_variance(rewards).float().mean().item(),
+            **spread,
             "entropy": torch.cat(entropies).mean().item(),
             **{f"reward_faults/{kind}": count for kind, count in self.faults.items()},
         }
@@ -97,7 +104,8 @@ class Collector:
                 break
             groups = with_rewards(records, rollout, scores, self.config.reward_weights, self.reward.name)
             rounds.append(groups.take(whole) if len(whole) < len(records) else groups)
-            missing = int(zero_variance(rounds[-1].rewards).sum())
+            if self.method.filter_zero_std == "resample":
+                missing = int(zero_variance(rounds[-1].rewards).sum())
             if not missing:
                 break
         if not rounds:

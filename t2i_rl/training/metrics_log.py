@@ -5,7 +5,7 @@ Names in `metrics.jsonl`:
 | name | meaning |
 |---|---|
 | step | 1 after the first update; 0 is the untrained policy's evaluation |
-| reward, reward_std | mean over all scored groups; mean over the groups of the standard deviation inside a group |
+| reward, reward_std | mean over all scored groups; of groups of several, the mean standard deviation inside one |
 | reward/NAME | mean of a reward's part |
 | zero_variance | share of groups whose images all scored the same: they teach nothing |
 | groups_dropped, groups_resampled | groups left out of the update; groups of further prompts (when filtered) |

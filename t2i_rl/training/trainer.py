@@ -13,8 +13,9 @@ from torch import Tensor
 
 from models.policy import Policy
 from rewards.reward import Reward
-from t2i_rl.configuration.checks import check_layout, check_settings
+from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.method_checks import check_layout
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import advantages
 from t2i_rl.methods.baselines import PromptBaseline, Running

@@ -86,14 +86,14 @@ def test_an_arm_is_a_method_or_settings_over_the_shared_ones_over_the_preset(tmp
             shared = {steps = 7, rollout.group-size = 4}
             [arms]
             plain = "cfg"
-            varied = {method = "cfg[credit.top=0.3]", rollout.group-size = 6, update.learning-rate = 1}
+            varied = {method = "cfg-released[credit.top=0.3]", rollout.group-size = 6, update.learning-rate = 1}
             """,
         )
     )
     base = preset("tiny", "shapes", "cfg")
     assert (arms["plain"].steps, arms["plain"].rollout.group_size, arms["plain"].update) == (7, 4, base.update)
     varied = arms["varied"]
-    assert (varied.method, varied.steps, varied.rollout.group_size) == ("cfg[credit.top=0.3]", 7, 6)
+    assert (varied.method, varied.steps, varied.rollout.group_size) == ("cfg-released[credit.top=0.3]", 7, 6)
     assert (varied.update.learning_rate, varied.rollout.sampling) == (1.0, base.rollout.sampling)
 
 

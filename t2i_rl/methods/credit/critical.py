@@ -88,6 +88,10 @@ class CriticalTokens:
             )
         if not self.parts or not set(self.parts) <= set(PARTS):
             raise UserError(f"critical tokens: the parts {self.parts} must be some of {', '.join(PARTS)}")
+        if "structure" not in self.parts and not self.local_mean:
+            raise UserError("critical tokens: local_mean is of structure tokens: add structure to the parts")
+        if self.neighbours != "causal" and not ("structure" in self.parts and self.local_mean):
+            raise UserError("critical tokens: neighbours are those of the local mean of structure tokens: ask for both")
         check_choice("critical tokens", "sets", self.sets, Sets)
         check_choice("critical tokens", "keep", self.keep, Keep)
         check_choice("critical tokens", "embedding", self.embedding, Embedding)
@@ -95,7 +99,11 @@ class CriticalTokens:
 
     @property
     def embeddings(self) -> Embedding | None:
-        return self.embedding if "similarity" in self.parts else None
+        return self.embedding if self.compares else None
+
+    @property
+    def compares(self) -> bool:
+        return "similarity" in self.parts
 
     def __call__(
         self,

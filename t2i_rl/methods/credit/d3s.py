@@ -33,6 +33,7 @@ class DownSampling:
 
     statistics: ClassVar[tuple[str, ...]] = ("entropy",)
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = True
 
     samples: float = 0.5
     tokens: float = 0.5

@@ -39,6 +39,7 @@ class EntropyTokens:
 
     statistics: ClassVar[tuple[str, ...]] = ("entropy",)
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     share: float = 0.2
     which: End = "top"
@@ -71,6 +72,7 @@ class RandomTokens:
 
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     share: float = 0.3
 

@@ -36,6 +36,14 @@ Statistic = Literal["kl_exact", "k3", "ig", "abs", "js"]
 Normalize = Literal["percentile", "power", "softmax", "minmax", "topk", "none"]
 Ties = Literal["average", "stable"]
 Rescale = Literal["none", "mean1"]
+# The settings that only some kinds of weights look at.
+LOOKED_AT = {
+    "statistic": ("percentile", "power", "softmax", "minmax", "topk"),
+    "top": ("power", "topk"),
+    "mass": ("power",),
+    "temperature": ("softmax",),
+    "ties": ("percentile", "power"),
+}
 K3_MOST = 10.0  # nats: the release's bound of the estimate
 
 
@@ -55,6 +63,7 @@ class GuidanceContrast:
     """
 
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     statistic: Statistic = "kl_exact"
     normalize: Normalize = "percentile"
@@ -74,6 +83,12 @@ class GuidanceContrast:
             raise UserError(f"guidance contrast: top {self.top} and mass {self.mass} must be 0 < top <= mass < 1")
         if self.temperature <= 0:
             raise UserError(f"guidance contrast: the temperature {self.temperature} must be positive")
+        for name, kinds in LOOKED_AT.items():
+            if self.normalize not in kinds and getattr(self, name) != getattr(GuidanceContrast, name):
+                raise UserError(
+                    f"guidance contrast: {name} {getattr(self, name)} has no effect on weights of the kind "
+                    f"{self.normalize}: set normalize to {' or '.join(kinds)}"
+                )
 
     @property
     def statistics(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class ReshapedImportance:
     """
 
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     importance: StatisticName = "kl_cond_uncond"
     quantile: float = 0.5

@@ -33,6 +33,7 @@ class EarlyTokens:
 
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     slope: float = 0.5
 
@@ -65,6 +66,7 @@ class SlidingWindow:
 
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     unit: WindowUnit = "row"
     size: int = 4

@@ -40,6 +40,10 @@ class Product:
         return tuple(dict.fromkeys(name for rule in self.rules for name in rule.statistics))
 
     @property
+    def compares(self) -> bool:
+        return any(rule.compares for rule in self.rules)
+
+    @property
     def embeddings(self) -> Embedding | None:
         return next((rule.embeddings for rule in self.rules if rule.embeddings), None)
 

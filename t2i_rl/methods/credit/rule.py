@@ -80,6 +80,11 @@ class CreditRule(Protocol):
         """The kind of token embeddings that the rule looks at, if any."""
         ...
 
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the images of a group, so that one image alone has no credit."""
+        ...
+
     def __call__(
         self,
         rollout: Rollout,
@@ -97,6 +102,7 @@ class UniformCredit:
 
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     def __call__(
         self,

@@ -28,6 +28,7 @@ class DivergentPositions:
 
     statistics: ClassVar[tuple[str, ...]] = ("group_divergence",)
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = True
 
     most: float = 1.75
 

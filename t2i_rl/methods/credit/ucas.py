@@ -28,6 +28,7 @@ class UncertaintyShaping:
 
     statistics: ClassVar[tuple[str, ...]] = ("kl_uniform", "logit_cond")
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = True
 
     success: float = 0.25
     failure: float = 0.35

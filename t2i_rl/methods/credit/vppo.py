@@ -31,6 +31,7 @@ class PerceptiveTokens:
 
     statistics: ClassVar[tuple[str, ...]] = ("logp_cond", "logp_uncond")
     embeddings: ClassVar[Embedding | None] = None
+    compares: ClassVar[bool] = False
 
     share: float = 0.4
     least: float = 0.9

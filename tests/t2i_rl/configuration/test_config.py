@@ -64,7 +64,7 @@ def test_nested_settings_and_both_spellings():
         ({"update": {"beta": -1}}, "update.beta is -1.0: it has to be 0 or more"),
         ({"update": {"dynamic_clip": 0}}, "update.dynamic-clip is 0.0: it has to be above 0"),
         ({"update": {"micro_batch": 0}}, "update.micro-batch is 0"),
-        ({"rollout": {"group_size": 1}}, "rollout.group-size is 1: it has to be at least 2"),
+        ({"rollout": {"group_size": 0}}, "rollout.group-size is 0: it has to be at least 1"),
         ({"rollout": {"prompts_per_step": 0}}, "rollout.prompts-per-step is 0"),
         ({"rollout": {"micro_batch": 0}}, "rollout.micro-batch is 0"),
         ({"rollout": {"sampling": {"temperature": 0}}}, "rollout.sampling.temperature is 0.0"),

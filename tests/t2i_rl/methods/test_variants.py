@@ -31,7 +31,10 @@ def changed(base: str, part: str, **settings: object) -> Method:
     ("name", "wanted"),
     [
         ("cfg[credit.statistic=k3]", changed("cfg", "credit", statistic="k3")),
-        ("cfg[ credit.top = 3e-1 , credit.kl-reweight=true ]", changed("cfg", "credit", top=0.3, kl_reweight=True)),
+        (
+            "cfg-released[ credit.top = 3e-1 , credit.kl-reweight=false ]",
+            changed("cfg-released", "credit", top=0.3, kl_reweight=False),
+        ),
         ("critical[credit.local_mean=false]", changed("critical", "credit", local_mean=False)),
         ("critical[credit.parts=similarity+initial]", changed("critical", "credit", parts=("similarity", "initial"))),
         ("critical[credit.ratio=1.5+1+0.5]", changed("critical", "credit", ratio=(1.5, 1.0, 0.5))),
@@ -80,6 +83,18 @@ REFUSED = [
     ("cfg[credit.statistic.exact=1]", "credit.statistic is kl_exact here, which has no settings"),
     ("cfg[credit.top=0.9]", "top 0.9 and mass 0.8 must be 0 < top <= mass < 1"),
     ("critical[credit.share=0.5]", "the share 0.5"),
+    # Without effect, or with a gradient that is 0 for ever.
+    ("critical[dynamic.form=linear]", "detached it never moves them apart: set dynamic.detach to false, as critical-l"),
+    ("critical-literal[dynamic.detach=true]", "a linear running weight is 0 while policy and reference agree"),
+    ("cfg[credit.top=0.3]", "top 0.3 has no effect on weights of the kind percentile: set normalize to power or topk"),
+    ("cfg[credit.normalize=topk,credit.mass=0.9]", "mass 0.9 has no effect on weights of the kind topk"),
+    ("cfg[credit.temperature=0.5]", "set normalize to softmax"),
+    ("cfg[credit.normalize=minmax,credit.ties=stable]", "ties stable has no effect"),
+    ("cfg[credit.normalize=none,credit.statistic=k3]", "statistic k3 has no effect on weights of the kind none"),
+    ("critical[credit.parts=initial,credit.local_mean=false]", "local_mean is of structure tokens"),
+    ("critical[credit.local_mean=false,credit.neighbours=box]", "neighbours are those of the local mean"),
+    ("stage[entropy_reward.coefficient=0]", "a coefficient of 0 has no effect: set entropy_reward to none"),
+    ("vgpo[scale.factor=0]", "the factor 0.0 of the reward's level must be positive"),
     ("critical[credit.ratio=7+3+1]", "do not fit into the image"),
     ("cfg-released[dynamic=critical]", "choose another denominator"),
 ]
@@ -113,6 +128,6 @@ def test_the_command_line_describes_a_variant(capsys: pytest.CaptureFixture[str]
 def test_a_variant_does_not_import_torch() -> None:
     program = (
         "import sys; from t2i_rl.methods.catalogue import find_method;"
-        "find_method('gspo[credit=cfg,credit.top=0.3]'); sys.exit('torch' in sys.modules)"
+        "find_method('gspo[credit=cfg-released,credit.top=0.3]'); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -83,6 +83,17 @@ def test_a_run_without_reference_has_no_divergence(tmp_path: Path) -> None:
     assert finished(tmp_path / "run", {0: 0.4, 4: 0.5}, reference=False).kl is None
 
 
+def test_single_images_have_no_spread(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {0: 0.4, 4: 0.5})
+    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    for row in rows[1:]:
+        del row["reward_std"]
+    (run / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_run(run, 4, reference=True)
+    assert found is not None and found.reward_std is None
+    assert "| arm | 1 | 0.400 | 0.500 |" in table({"arm": {0: found}})
+
+
 def test_runs_that_have_not_reached_their_last_step_do_not_count(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {0: 0.4, 2: 0.5})
     assert read_run(run, 4, reference=True) is None  # its last evaluation is missing

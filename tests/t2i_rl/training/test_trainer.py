@@ -180,6 +180,17 @@ def test_the_kl_that_is_logged(method: str):
         assert metrics["kl_updated"] == pytest.approx(wanted[mask].mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["spo", "tracker", "spo[credit=vppo]"])
+def test_a_step_of_single_images(method: str):
+    """Advantages come from the prompts' past, and nothing in a step divides by the spread of one image."""
+    learner = trainer(method, settings(group_size=1))
+    for number in (1, 2, 3):
+        metrics = learner.step(number)
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert not {"reward_std", "zero_variance"} & metrics.keys()
+    assert metrics["grad_norm"] > 0
+
+
 def test_without_a_reference_there_is_no_divergence():
     metrics = trainer("gtpo", settings()).step(1)
     assert "policy_loss" in metrics and not {"kl", "kl_updated"} & metrics.keys()
