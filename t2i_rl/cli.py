@@ -25,7 +25,7 @@ from t2i_rl.commands.serve import serve
 from t2i_rl.commands.train import train
 from t2i_rl.errors import DivergenceError, UserError, is_of_memory
 from t2i_rl.outputs import is_of_files
-from t2i_rl.settings import check_whole
+from t2i_rl.settings import check_whole, from_home
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"there is no command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
         for word in words:
             check_whole(word, f"{word!r} on the command line", "bytes that are not UTF-8")
-        command(words[1:])
+        command([from_home(word) for word in words[1:]])
     except (UserError, ModelError, RewardError) as error:
         print(f"t2i-rl: {error}", file=sys.stderr)
         return 2

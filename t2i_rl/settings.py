@@ -7,6 +7,7 @@ the one place that knows which value a type takes.
 import dataclasses
 import json
 import math
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,14 @@ def check_choice(where: str, name: str, value: str, literal: Any) -> None:
     """Raise UserError unless the value is one of the `Literal`'s words."""
     if value not in get_args(literal):
         raise UserError(f"{where}: there is no {name} {value!r}: choose one of {', '.join(get_args(literal))}")
+
+
+def from_home(text: str) -> str:
+    """A path that begins with ~/, also behind `--option=`, with the home folder: no shell has seen to it there."""
+    option, equals, path = text.partition("=") if text.startswith("--") else ("", "", text)
+    if path == "~" or path.startswith("~/"):
+        path = os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises where there is no home)
+    return option + equals + path
 
 
 def read_settings(path: Path) -> Any:
@@ -96,8 +105,8 @@ def typed(value: Any, wanted: Any, where: str) -> Any:
             except UserError:
                 continue
         return typed(value, last, where)
-    if wanted is Path and isinstance(value, str):
-        return Path(value)
+    if wanted in (Path, str) and isinstance(value, str):
+        return wanted(from_home(value))
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:

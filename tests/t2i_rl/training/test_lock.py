@@ -75,6 +75,7 @@ def a_dead_process() -> int:
         (a_dead_process(), "elsewhere", False),
         (None, None, True),
     ],
+    ids=["a parent", "the first process", "this one", "a dead one", "a dead one elsewhere", "unnamed"],
 )
 def test_without_locks_the_file_is_believed(
     tmp_path: Path,
