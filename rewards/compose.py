@@ -1,7 +1,7 @@
 """Several rewards as one: their weighted sum, each brought to about 0..1 first."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rewards.cut import Cut
 from rewards.reward import Reward, Scores, score_each
+from rewards.threads import begin
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Composite:
         metadata: Sequence[Mapping[str, Any]],
     ) -> Scores:
         """The members' scores, asked for side by side: those that are served elsewhere do not wait for each other."""
-        with ThreadPoolExecutor(len(self.members)) as pool:
-            asked = {
-                name: pool.submit(score_each, member.reward, images, prompts, metadata)
-                for name, member in self.members.items()
-            }
+        asked = {
+            name: begin(None, score_each, member.reward, images, prompts, metadata)
+            for name, member in self.members.items()
+        }
+        wait(asked.values())  # for an error too: a member need not stand two calls at once
         found = {name: future.result() for name, future in asked.items()}
         total = torch.zeros(len(images))
         parts: dict[str, Tensor] = {}

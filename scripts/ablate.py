@@ -41,7 +41,7 @@ from t2i_rl.configuration.config import TrainConfig, fixed, read_config
 from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.presets import check_named, preset, preset_name
 from t2i_rl.configuration.run_method import run_method
-from t2i_rl.errors import DivergenceError, UserError
+from t2i_rl.errors import DivergenceError, Stopped, UserError
 from t2i_rl.settings import override, read_settings
 
 if TYPE_CHECKING:
@@ -232,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergenceError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"ablate: {stopped}")
     return 0
 
 

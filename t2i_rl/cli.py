@@ -23,7 +23,7 @@ from t2i_rl.commands.heatmap import heatmap
 from t2i_rl.commands.report import report
 from t2i_rl.commands.serve import serve
 from t2i_rl.commands.train import train
-from t2i_rl.errors import DivergenceError, UserError, is_of_memory
+from t2i_rl.errors import DivergenceError, Stopped, UserError, is_of_memory
 from t2i_rl.outputs import is_of_files
 from t2i_rl.settings import check_whole, from_home
 
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergenceError as error:
         print(f"t2i-rl: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"t2i-rl: {stopped}")
     except KeyboardInterrupt as stop:
         print(f"t2i-rl: stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130

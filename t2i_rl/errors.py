@@ -16,6 +16,10 @@ class DivergenceError(Exception):
     """Logits, a loss, a gradient or weights stopped being finite. A run stops before it keeps them; exit code 1."""
 
 
+class Stopped(Exception):  # noqa: N818 - it is none
+    """A run that was asked to stop has, and says how it goes on: no error; exit code 0."""
+
+
 def is_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, a machine's or a GPU's."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))

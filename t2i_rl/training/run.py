@@ -35,7 +35,7 @@ from t2i_rl.configuration.checks import check_records, check_settings
 from t2i_rl.configuration.config import TrainConfig, completed, fixed, read_config, resolved, to_json
 from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.run_method import run_method
-from t2i_rl.errors import UserError, fitting
+from t2i_rl.errors import Stopped, UserError, fitting
 from t2i_rl.methods.baselines import Running
 from t2i_rl.outputs import naming, whole_folder, write_atomically
 from t2i_rl.pictures.curves import draw_reward_curve
@@ -50,6 +50,7 @@ from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.lock import owned
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, read_metrics
 from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
+from t2i_rl.training.stopping import Stopping
 from t2i_rl.training.trainer import Trainer
 
 CONFIG = "config.json"
@@ -205,6 +206,7 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
 
 
 def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:
+    """The steps after `done`. Raises Stopped, after a checkpoint, where a signal asks to stop before the last one."""
     config, policy, run = trainer.config, trainer.policy, trainer.config.out
     judged = balanced(heldout, config.evaluation.images_per_tag)
     sampling, seed = config.evaluation.sampling, config.seed
@@ -216,7 +218,7 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
             save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
         return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
 
-    with _resumable(run), MetricsLog(run, config.steps, done) as tracker:
+    with _resumable(run), MetricsLog(run, config.steps, done) as tracker, Stopping() as stopping:
         if done == 0:
             tracker.log({"step": 0, **measured(0)})
         for step in range(done + 1, config.steps + 1):
@@ -226,10 +228,13 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
                 metrics |= measured(step)
             tracker.log(metrics)
             best = best_step(tracker.kept)
-            if last or step == best or step % config.checkpoint.every == 0:
+            stop = stopping.asked  # looked at once: what stops here is saved here
+            if last or stop or step == best or step % config.checkpoint.every == 0:
                 history = {prompt: asdict(seen) for prompt, seen in trainer.history.items()}
                 checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config), history)
                 _keep_best(config, best)
+            if stop and not last:
+                raise Stopped(f"stopped after step {step}, as it was asked to: t2i-rl train --resume {run} goes on")
         _finish(config, heldout, tracker)
     return run
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from rewards.reward import Reward, Scores, joined, score_each, score_images
+from rewards.threads import begin
 from t2i_rl.configuration.config import OnRewardFailure
 from t2i_rl.errors import UserError
 from t2i_rl.methods.reward_mixing import weighted_sum
@@ -19,9 +20,10 @@ from t2i_rl.rollout.groups import Groups, Rollout
 
 
 class Scorer:
-    """Scores micro-batches in their order, in a thread of its own, while the caller samples the next ones.
+    """Scores micro-batches in their order, in threads of their own, while the caller samples the next ones.
 
-    One thread, for a reward need not stand two calls at once; a client of servers spreads each call over them itself.
+    One after the other, for a reward need not stand two calls at once; a client of servers spreads each call over them
+    itself.
 
     on_failure: whether an image without a score is an error or among the failures.
     seconds: how long it has worked.
@@ -30,7 +32,6 @@ class Scorer:
     def __init__(self, reward: Reward, on_failure: OnRewardFailure) -> None:
         self.reward, self.seconds = reward, 0.0
         self.ask = score_images if on_failure == "stop" else score_each
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         self.asked: list[Future[Scores]] = []
 
     def __enter__(self) -> Self:
@@ -40,14 +41,15 @@ class Scorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # An error, or Ctrl-C, does not wait for scores that nobody will read.
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for asked in self.asked:
+            asked.cancel()
 
     def submit(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> None:
         """Ask for the scores of a further micro-batch. Raises what an earlier one has failed with by now."""
         for earlier in self.asked:
             if earlier.done():
                 earlier.result()
-        self.asked.append(self.pool.submit(self._score, records, images))
+        self.asked.append(begin(self.asked[-1] if self.asked else None, self._score, records, images))
 
     def scores(self) -> Scores:
         """The scores of all micro-batches as one, once the last of them is there. Raises the first failure."""

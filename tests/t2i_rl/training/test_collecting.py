@@ -40,19 +40,11 @@ class Faulty(HighCodes):
         return replace(scores, total=total, parts=parts, faults={"timeout": 1})
 
 
-class AtOnce:
+def at_once(_: object, function: Any, *arguments: Any) -> Future[Scores]:
     """In place of the thread: scores when it is asked to."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        """Any number of threads."""
-
-    def submit(self, function: Any, *arguments: Any) -> Future[Scores]:
-        done: Future[Scores] = Future()
-        done.set_result(function(*arguments))
-        return done
-
-    def shutdown(self, **_: object) -> None:
-        """Nothing is under way."""
+    done: Future[Scores] = Future()
+    done.set_result(function(*arguments))
+    return done
 
 
 def trainer(
@@ -87,8 +79,8 @@ def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
 )
 def test_the_same_bits_as_without_a_thread(monkeypatch: pytest.MonkeyPatch, method: str, more: dict[str, Any]):
     ends = []
-    for executor in (scoring.ThreadPoolExecutor, AtOnce):
-        monkeypatch.setattr(scoring, "ThreadPoolExecutor", executor)
+    for begin in (scoring.begin, at_once):
+        monkeypatch.setattr(scoring, "begin", begin)
         learner = trainer(HighCodes(), method=method, **more)
         ends.append(([timeless(learner.step(number)) for number in (1, 2)], weights(learner.policy)))
     (metrics, policy), (other_metrics, other_policy) = ends

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -153,6 +154,37 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
         assert main(train_words(model, run)) == 130
     assert capsys.readouterr().err == f"t2i-rl: stopped: t2i-rl train --resume {run} goes on\n"
     assert main(["train", "--resume", str(run)]) == 0
+    assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [1, DIES_AT, STEPS])
+def test_a_signal_stops_a_run_after_the_step_with_a_checkpoint(
+    model: Path,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    step: int,
+):
+    run, do, before = tmp_path / "run", Trainer.step, signal.getsignal(number)
+
+    def told(self: Trainer, now: int) -> dict[str, float]:
+        if now == step:
+            os.kill(os.getpid(), number)
+        return do(self, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", told)
+        assert main(train_words(model, run)) == 0
+    captured = capsys.readouterr()
+    assert checkpoints.latest(run / "checkpoints") == checkpoints.at_step(run / "checkpoints", step)
+    assert signal.getsignal(number) == before and not captured.err
+    if step < STEPS:
+        says = f"t2i-rl: stopped after step {step}, as it was asked to: t2i-rl train --resume {run} goes on"
+        assert captured.out.splitlines()[-1] == says
+        assert main(["train", "--resume", str(run)]) == 0
     assert_same_run(run, finished)
 
 
