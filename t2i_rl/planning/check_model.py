@@ -26,6 +26,7 @@ from models.qwen_vl.policy import QwenVLPolicy
 from models.qwen_vl.prompts import chat
 from models.registry import MODELS
 from models.star.policy import StarPolicy
+from t2i_rl.errors import DivergenceError
 from t2i_rl.outputs import aside_of
 from t2i_rl.pictures.image_files import contact_sheet
 from t2i_rl.rollout.groups import Rollout
@@ -83,7 +84,11 @@ def findings(policy: Policy, name: str, sampling: Sampling, seed: int, sheet: Pa
     began = time.perf_counter()
     asked = QUESTIONS if policy.stop_tokens else PROMPTS
     limit = ANSWER_TOKENS if policy.stop_tokens else None
-    rollout = sample_group(policy, policy.encode(asked), 1, sampling, Noise(seed), ["logp_cond"], limit)
+    try:
+        rollout = sample_group(policy, policy.encode(asked), 1, sampling, Noise(seed), ["logp_cond"], limit)
+    except DivergenceError as error:
+        yield Finding("logits", False, str(error))
+        return  # there is nothing to compare
     if rollout.tokens.is_cuda:
         torch.cuda.synchronize()
     spent = time.perf_counter() - began

@@ -81,7 +81,7 @@ def other_pad(policy: JanusPolicy) -> None:
 @pytest.mark.parametrize(
     ("broken", "names"),
     [
-        (nan, {"weights", "cached = one pass", "alone = in a batch"}),
+        (nan, {"weights", "logits"}),
         (unfilled, {"weights"}),
         (blank, {"pictures"}),
         (two_bos, {"token ids and template"}),
