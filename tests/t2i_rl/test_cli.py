@@ -164,7 +164,7 @@ def test_a_run_file_is_refused_by_name(tmp_path: Path):
         ("tempo = 3", "unknown key 'tempo'"),
         ('method = ["cfg"]', "has to be of type str"),
         ('method = "ppo"', "there is no method 'ppo'"),
-        ("[rollout]\ngroup-size = 1", "rollout.group-size is 1"),
+        ("[rollout]\ngroup-size = 0", "rollout.group-size is 0"),
         ("steps =", "is not valid TOML"),
         ('{"contrast_prompt": "dull \\ud83d"}', r"contrast_prompt holds half of a character \(\\ud83d\)"),
     ):
