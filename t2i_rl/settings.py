@@ -106,13 +106,12 @@ def typed(value: Any, wanted: Any, where: str) -> Any:
                 continue
         return typed(value, last, where)
     if wanted in (Path, str) and isinstance(value, str):
+        check_whole(value, where)
         return wanted(from_home(value))
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted:
         raise UserError(f"{where} is {value!r}: it has to be of type {wanted.__name__}")
-    if isinstance(value, str):
-        check_whole(value, where)
     return value
 
 
