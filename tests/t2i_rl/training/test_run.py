@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from models.janus.policy import JanusPolicy
 from rewards.cut import Cut
@@ -28,18 +27,9 @@ from t2i_rl.training.run import best_step
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import DEATHS, DIES_AT, STEPS, Brightness, train_words
+from tests.t2i_rl.training.runs import assert_same_run, copied, edit, listing, refused, without_time
 
 pytestmark = pytest.mark.usefixtures("brightness")
-
-
-@pytest.fixture(scope="module")
-def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
-        assert main(train_words(model, run)) == 0
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -49,51 +39,6 @@ def killed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [sys.executable, "-m", "tests.t2i_rl.small_runs", str(model), str(folder)]
     subprocess.run(words, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     return folder
-
-
-def without_time(run: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
-
-
-def state(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimizer moments by name."""
-    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
-    flat = {f"{index}.{name}": value for index, values in moments.items() for name, value in values.items()}
-    return flat | load_file(checkpoint / "model.safetensors")
-
-
-def listing(run: Path) -> list[str]:
-    files = (str(path.relative_to(run)) for path in run.rglob("*"))
-    return sorted(path for path in files if not path.startswith("tensorboard/"))
-
-
-def assert_same_run(run: Path, other: Path) -> None:
-    assert listing(run) == listing(other)
-    assert without_time(run) == without_time(other)
-    assert (run / "best.json").read_text() == (other / "best.json").read_text()
-    for checkpoint in checkpoints.complete(run / "checkpoints"):
-        found, wanted = state(checkpoint), state(other / "checkpoints" / checkpoint.name)
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    for picture in (run / "samples").iterdir():
-        assert picture.read_bytes() == (other / "samples" / picture.name).read_bytes()
-
-
-def copied(run: Path, to: Path) -> Path:
-    return shutil.copytree(run, to / "run")
-
-
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The sentence with which the command line refuses, after checking that it is one."""
-    assert main([str(word) for word in words]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("t2i-rl: ") and captured.err.count("\n") == 1 and not captured.out
-    return captured.err
 
 
 def test_the_folder_of_a_run(finished: Path):
@@ -480,160 +425,6 @@ def test_what_is_no_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
     before = listing(run)
     assert "the checkpoints of" in refused(capsys, "train", "--resume", run)
     assert listing(run) == before
-
-
-def torn(checkpoint: Path) -> None:
-    os.truncate(checkpoint / "model.safetensors", 1000)
-
-
-def flip(path: Path) -> None:
-    """One bit of the middle is the other one, as a disk or a network leaves it."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0x40
-    path.write_bytes(content)
-
-
-def flipped(checkpoint: Path) -> None:
-    flip(checkpoint / "model.safetensors")
-
-
-def flipped_moment(checkpoint: Path) -> None:
-    flip(checkpoint / "optimizer.pt")
-
-
-def zeroed(checkpoint: Path) -> None:
-    content = (checkpoint / "model.safetensors").read_bytes()
-    (checkpoint / "model.safetensors").write_bytes(content[:-3000] + bytes(3000))
-
-
-def lost(checkpoint: Path) -> None:
-    (checkpoint / "optimizer.pt").unlink()
-
-
-def unmarked(checkpoint: Path) -> None:
-    (checkpoint / "complete.json").unlink()
-
-
-def another_method(checkpoint: Path) -> None:
-    edit(checkpoint.parents[1] / "config.json", method="grpo")
-
-
-def another_group(checkpoint: Path) -> None:
-    path = checkpoint.parents[1] / "config.json"
-    edit(path, rollout=json.loads(path.read_text())["rollout"] | {"group_size": 5})
-
-
-def unknown_setting(checkpoint: Path) -> None:
-    edit(checkpoint.parents[1] / "config.json", tempo=3)
-
-
-def not_json(checkpoint: Path) -> None:
-    (checkpoint.parents[1] / "config.json").write_text("{")
-
-
-def no_settings(checkpoint: Path) -> None:
-    (checkpoint.parents[1] / "config.json").write_text("[]")
-
-
-def listed_anew(checkpoint: Path, name: str) -> None:
-    """Have the inventory agree with a file that was replaced."""
-    inventory, content = json.loads((checkpoint / "complete.json").read_text()), (checkpoint / name).read_bytes()
-    files, digests = (
-        inventory["files"] | {name: len(content)},
-        inventory["sha256"] | {name: sha256(content).hexdigest()},
-    )
-    edit(checkpoint / "complete.json", files=files, sha256=digests)
-
-
-def foreign_optimizer(checkpoint: Path) -> None:
-    (checkpoint / "optimizer.pt").write_bytes(b"not of torch")
-    listed_anew(checkpoint, "optimizer.pt")
-
-
-def optimizer_of_another_model(checkpoint: Path) -> None:
-    found = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    for moments in found["state"].values():
-        moments["exp_avg"] = moments["exp_avg"].flatten()[:1].repeat(3)
-    torch.save(found, checkpoint / "optimizer.pt")
-    listed_anew(checkpoint, "optimizer.pt")
-
-
-def weights_of_another_model(checkpoint: Path) -> None:
-    found = load_file(checkpoint / "model.safetensors")
-    name = next(name for name in found if name.endswith("q_proj.weight") and "language_model" in name)
-    found[name] = found[name][:4].clone()
-    save_file(found, checkpoint / "model.safetensors", {"format": "pt"})
-    listed_anew(checkpoint, "model.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (torn, "is torn, for model.safetensors has 1000 bytes"),
-        (flipped, "is damaged, for model.safetensors does not hold what was written"),
-        (flipped_moment, "is damaged, for optimizer.pt does not hold what was written"),
-        (zeroed, "is damaged, for model.safetensors does not hold what was written"),
-        (lost, "is torn, for optimizer.pt is missing"),
-        (unmarked, "is not a checkpoint of ours"),
-        (another_method, "config.json has method 'grpo', but"),
-        (another_group, "config.json has rollout.group_size 5, but"),
-        (unknown_setting, "config.json has the unknown key 'tempo'"),
-        (not_json, "config.json is not valid JSON"),
-        (no_settings, "config.json has to hold named settings"),
-        (foreign_optimizer, "is not the optimizer state of this run"),
-        (optimizer_of_another_model, "is not the optimizer state of this run"),
-        (weights_of_another_model, "by config and other weights it should be"),
-    ],
-)
-def test_a_damaged_run_is_not_resumed(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage, says: str
-):
-    run = copied(finished, tmp_path)
-    damage(checkpoints.latest(run / "checkpoints"))
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert says in refused(capsys, "train", "--resume", run, "--steps", STEPS + 1)
-    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-
-
-def test_a_checkpoint_of_before_has_no_digests(finished: Path, tmp_path: Path):
-    run = copied(finished, tmp_path)
-    inventory = checkpoints.latest(run / "checkpoints") / "complete.json"
-    inventory.write_text(json.dumps({k: v for k, v in json.loads(inventory.read_text()).items() if k != "sha256"}))
-    assert main(["train", "--resume", str(run), "--steps", str(STEPS + 1)]) == 0
-
-
-@pytest.mark.parametrize("command", ["generate", "eval", "heatmap", "check", "export", "train", "report"])
-def test_a_damaged_checkpoint_is_no_model(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-):
-    run, out = copied(finished, tmp_path), tmp_path / "out"
-    checkpoint = checkpoints.latest(run / "checkpoints")
-    words = {
-        "generate": ["a ring", "--model", checkpoint, "--out", out],
-        "eval": ["geneval", "--prompts", "shapes:heldout", "--model", checkpoint, "--out", out],
-        "heatmap": ["a ring", "--model", checkpoint, "--out", out],
-        "check": ["--model", checkpoint],
-        "export": ["--model", checkpoint, "--format", "deepseek", "--out", out],
-        "train": train_words(checkpoint, out)[1:],
-        "report": [run, "--prompt", "a ring", "--out", out],
-    }
-    flipped(checkpoint)
-    assert "is damaged, for model.safetensors does not hold what was written" in refused(
-        capsys, command, *words[command]
-    )
-    assert not out.exists()
-
-
-def test_the_first_model_is_needed_where_it_is_the_reference(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    run = copied(finished, tmp_path)
-    gone = str(tmp_path / "gone")
-    edit(run / "config.json", model=gone)
-    inventory = checkpoints.latest(run / "checkpoints") / "complete.json"
-    edit(inventory, settings=json.loads(inventory.read_text())["settings"] | {"model": gone})
-    sentence = refused(capsys, "train", "--resume", run, "--steps", STEPS + 1)
-    assert "the model that it began with: put it back" in sentence and f"unknown model '{gone}'" in sentence
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
