@@ -26,6 +26,7 @@ from models.errors import ModelError
 from models.janus.checkpoint import BEGIN_OF_IMAGE, BOS, PAD, DeepSeekParts, JanusCheckpoint, save_deepseek
 from models.parts import llama
 from models.parts.control_tokens import control_tokens
+from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
 from models.parts.packed import packed
 from models.parts.pixels import to_bytes
@@ -204,9 +205,8 @@ class JanusPolicy:
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
-        shared = {id(tensor): tensor for tensor in self.model.parameters() if not tensor.requires_grad}
         twin = copy.copy(self)
-        twin.model = copy.deepcopy(self.model, memo=dict(shared)).requires_grad_(False)
+        twin.model = frozen_copy(self.model)
         return twin
 
     def save(self, path: Path) -> None:

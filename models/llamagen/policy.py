@@ -50,6 +50,7 @@ from models.llamagen.text_features import TextFeatures
 from models.llamagen.transformer import NEVER_READ, LlamaGenTransformer, grid_side, rope_table
 from models.parts import llama
 from models.parts.control_tokens import control_tokens
+from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
 from models.parts.packed import packed
 from models.parts.pixels import to_bytes
@@ -248,10 +249,8 @@ class LlamaGenPolicy:
         return (parameter for parameter in self.transformer.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
-        frozen = (parameter for parameter in self.transformer.parameters() if not parameter.requires_grad)
-        shared = {id(tensor): tensor for tensor in (*self.transformer.buffers(), *frozen)}
         twin = copy.copy(self)
-        twin.transformer = copy.deepcopy(self.transformer, memo=dict(shared)).requires_grad_(False)
+        twin.transformer = frozen_copy(self.transformer, self.transformer.buffers())
         return twin
 
     def save(self, path: Path) -> None:

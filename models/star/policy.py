@@ -42,6 +42,7 @@ from models.files.config import read_json
 from models.files.hub import fetch
 from models.files.tensors import read_tensors
 from models.parts.control_tokens import control_tokens
+from models.parts.frozen import frozen_copy
 from models.parts.llama import KeyValueCache
 from models.parts.logits import logits
 from models.parts.pixels import to_bytes
@@ -276,9 +277,8 @@ class StarPolicy:
         return (parameter for parameter in self.transformer.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
-        shared = {id(tensor): tensor for tensor in self.transformer.parameters() if not tensor.requires_grad}
         twin = copy.copy(self)
-        twin.transformer = copy.deepcopy(self.transformer, memo=dict(shared)).requires_grad_(False)
+        twin.transformer = frozen_copy(self.transformer)
         return twin
 
     def save(self, path: Path) -> None:

@@ -29,7 +29,6 @@ from t2i_rl.errors import UserError
 
 NOTE = "Note: Intentionally generate an incorrect answer."
 NEUTRAL = "Answer the question."
-DEFAULT = "wrong-answer"
 ANY_TEXT = "text:"
 WHITE = 255
 MASK_PATCH = 14  # pixels, of Qwen3 as well, whose own patches have 16

@@ -5,7 +5,7 @@ import pytest
 
 from models.question import Question
 from t2i_rl.errors import UserError
-from t2i_rl.prompts.contrasts import CONTRASTS, DEFAULT, NOTE, contrast, positive
+from t2i_rl.prompts.contrasts import CONTRASTS, NOTE, contrast, positive
 
 PICTURES = tuple(np.random.default_rng(seed).integers(1, 255, (30, 45, 3), dtype=np.uint8) for seed in range(2))
 ASKED = Question(" <image> Is it the same as <image>?\n", PICTURES)
@@ -17,7 +17,7 @@ def noise() -> np.random.Generator:
 
 
 def test_the_default_asks_for_a_wrong_answer():
-    asked = contrast(DEFAULT, ASKED, "Think.", noise())
+    asked = contrast("wrong-answer", ASKED, "Think.", noise())
     assert asked.text == f"<image> Is it the same as <image>?\n\nThink.\n\n{NOTE}"
     assert asked.pictures is ASKED.pictures
 
