@@ -9,7 +9,7 @@ pictures. From the paper's table 4 (accuracy on MM12K):
 - `blank-image` (blank image, 82.1): the positive prompt with white pictures of the same sizes.
 - `masked-image` (corrupted, as VPPO does it, 82.8): the positive prompt with patches of the pictures black.
 - `neutral` (null prompt, 82.3): the pictures and `Answer the question.`
-- `wrong-answer` (negative suffix, 83.1; the method's own): the positive prompt, and a note that asks for a wrong answer.
+- `wrong-answer` (negative suffix, 83.1): the positive prompt, and a note that asks for a wrong answer.
 
 `wrong-answer-released` is what the released script ran: its data class adds `F` once more behind the note. Of the
 release only that one runs; the other rows of the table come from code that was not released, and these constructions
