@@ -4,16 +4,16 @@ import os
 from collections.abc import Sequence
 
 from eval.benchmark import TOTAL, Metric
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS
 
-JUDGES = {"deqa": "T2I_RL_DEQA", "unifiedreward": "T2I_RL_UNIFIEDREWARD", "judge": "T2I_RL_JUDGE"}  # their endpoints
+JUDGES = ("deqa", "unifiedreward", "judge")
 SCORERS = ("hpsv2", "imagereward", "pickscore", "clipscore", "aesthetic", *JUDGES)
 SCALES = {"hpsv2": 100.0}  # figures are published as a hundred times the cosine
 
 
 def installed() -> tuple[str, ...]:
     """The scorers that this installation has, and the judges that have an endpoint."""
-    return tuple(name for name in SCORERS if name in BUILDERS and (name not in JUDGES or os.environ.get(JUDGES[name])))
+    return tuple(name for name in SCORERS if not REWARDS[name].endpoint or os.environ.get(REWARDS[name].endpoint))
 
 
 def metrics(scorers: Sequence[str]) -> tuple[Metric, ...]:

@@ -17,7 +17,7 @@ from rewards.threads import begin
 
 @dataclass(frozen=True)
 class Member:
-    """A reward, its weight, and what bad and good images score under it (`rewards.registry.RANGES`)."""
+    """A reward, its weight, and what bad and good images score under it (its record's `range`)."""
 
     reward: Reward
     weight: float

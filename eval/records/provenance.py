@@ -8,24 +8,11 @@ from typing import Any
 
 from eval.records.manifest import digest
 from models.registry import find
+from rewards.catalogue import REWARDS
 from rewards.files.pins import pins, sha256
 
 PACKAGES = ("t2i-rl", "torch", "torchvision", "transformers", "open-clip-torch", "numpy", "pillow")
 OPTIONAL = ("spacy", "en-core-web-sm")  # they change T2I-CompBench's questions
-COPIES = (  # environment variables that name weights, and the forms of judges (docs/rewards.md)
-    "T2I_RL_DETECTOR",
-    "T2I_RL_DETECTOR_FACEBOOK",
-    "T2I_RL_CLIP",
-    "T2I_RL_HPSV2",
-    "T2I_RL_HPSV2_0",
-    "T2I_RL_PICKSCORE",
-    "T2I_RL_IMAGEREWARD",
-    "T2I_RL_CLIPSCORE",
-    "T2I_RL_AESTHETIC",
-    "T2I_RL_JUDGE_FORM",
-    "T2I_RL_DEQA_FORM",
-    "T2I_RL_UNIFIEDREWARD_FORM",
-)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -70,6 +57,12 @@ def labelled(source: str | Path) -> str:
     return f"{Path(source).name} {digest(known)[:8]}" if known else Path(source).name
 
 
+def copies() -> list[str]:
+    """The environment variables that name weights of rewards, and the forms of judges (docs/rewards.md)."""
+    found = {one.variable: None for entry in REWARDS.values() for one in entry.weights}
+    return [*found, *(f"{entry.endpoint}_FORM" for entry in REWARDS.values() if entry.endpoint)]
+
+
 def scorer_weights() -> dict[str, Any]:
     """What this machine's scorers are made of, whether this evaluation used them or not.
 
@@ -77,5 +70,5 @@ def scorer_weights() -> dict[str, Any]:
     the copies that the environment names.
     """
     fetched = {key: seen["sha256"] for key, seen in sorted(pins().items()) if not key.startswith("prompts:")}
-    given = {name: weights_of(os.environ[name]) for name in COPIES if os.environ.get(name)}
+    given = {name: weights_of(os.environ[name]) for name in copies() if os.environ.get(name)}
     return {"fetched": fetched, "given": given}

@@ -303,9 +303,10 @@ BENCHMARKS: dict[str, type[Evaluating]] = {**SINGLE, "all": EvalAll}
 def build_scorers(specifications: Mapping[str, str], device: str) -> dict[str, Scorer]:
     """Rewards as scorers, by name. Raises RewardError."""
     from eval.benchmark import RewardScorer
-    from rewards.registry import COMPARING, build
+    from rewards.catalogue import find
+    from rewards.registry import build
 
-    for name in COMPARING:
-        if name in specifications:
+    for name in specifications:
+        if find(name).comparing:
             raise UserError(f"{name!r} compares the images of one call, so its scores are no figure: leave it out")
     return {name: RewardScorer(build(specification, device)) for name, specification in specifications.items()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rewards.http.patience import Patience
-from rewards.registry import COMPARING, classes, parse
+from rewards.registry import parse
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.method_checks import check_method
 from t2i_rl.errors import UserError
@@ -54,7 +54,7 @@ def check_settings(config: TrainConfig, method: Method) -> None:
 def _check_rewards(config: TrainConfig, method: Method) -> None:
     terms, weights = parse(config.reward), config.reward_weights
     heldout = parse(config.evaluation.reward or config.reward)
-    if comparing := next((term.name for term in heldout if term.name in COMPARING), None):
+    if comparing := next((term.name for term in heldout if term.entry.comparing), None):
         raise UserError(
             f"{comparing} compares the images of a group, and held-out images are none: name another reward for them, "
             "--evaluation.reward"
@@ -116,7 +116,7 @@ def _check_prompts(config: TrainConfig) -> None:
 
 def check_records(reward: str, prompts: Sequence[Prompt]) -> None:
     """Raise RewardError for a prompt that GenEval's rules could not judge, before their networks are fetched."""
-    for known in filter(None, (classes(term.name) for term in parse(reward))):
+    for known in filter(None, (term.entry.classes() for term in parse(reward))):
         from rewards.geneval.reward import check_metadata
 
         for prompt in prompts:

@@ -5,7 +5,7 @@ from __future__ import annotations  # with TYPE_CHECKING: the command line asks 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rewards.registry import COMPARING, RANGES, parse
+from rewards.registry import parse
 from t2i_rl.configuration.config import RolloutConfig, TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import ValueAnchored, VirtualBest
@@ -44,7 +44,7 @@ def _check_group(config: TrainConfig, method: Method) -> None:
             f"rollout.group-size is 1, and method {method.name} compares the images of a prompt: set at least 2, or "
             "choose a method that needs no group, such as spo"
         )
-    if comparing := next((term.name for term in parse(config.reward) if term.name in COMPARING), None):
+    if comparing := next((term.name for term in parse(config.reward) if term.entry.comparing), None):
         raise UserError(f"rollout.group-size is 1, and the reward {comparing} compares images: set at least 2")
     scale = method.scale
     assert isinstance(scale, PromptBaseline)
@@ -85,7 +85,7 @@ def _check_level(config: TrainConfig, method: Method) -> None:
 def reward_range(config: TrainConfig) -> tuple[float, float] | None:
     """Between which numbers the reward of a run lies, as far as that is known."""
     terms = parse(config.reward)
-    own = {term.name: RANGES.get(term.name, (0.0, 1.0)) for term in terms}
+    own = {term.name: term.entry.range for term in terms}
     if len(terms) == 1 and terms[0].weight is None:
         total = own[terms[0].name]
     else:  # of shares in 0..1 (`rewards.compose`)

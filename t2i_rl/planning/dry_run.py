@@ -19,33 +19,6 @@ from t2i_rl.prompts.sets import NAMES, command
 
 SHOWN = ("model", "method", "reward", "prompts", "heldout", "out")  # on lines of their own
 
-OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0/mask2former/mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
-DETECTOR = (
-    "T2I_RL_DETECTOR",
-    f"{OPENMMLAB}/mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
-)
-LAION = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main"
-FACEBOOK = ("T2I_RL_DETECTOR_FACEBOOK", "facebook/mask2former-swin-small-coco-instance")
-CLIP = ("T2I_RL_CLIP", "timm/vit_large_patch14_clip_224.openai")
-# What rewards in this process load: the environment variable that may name a copy, and what is fetched otherwise, a
-# repository of the hub or, from its address, a file into our cache. The longest beginning of the reward's name counts.
-WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "geneval": (DETECTOR, CLIP),
-    "geneval-facebook": (FACEBOOK, CLIP),
-    "hpsv2": (("T2I_RL_HPSV2", "xswu/HPSv2"),),
-    "hpsv2.0": (("T2I_RL_HPSV2_0", "xswu/HPSv2"),),
-    "pickscore": (("T2I_RL_PICKSCORE", "yuvalkirstain/PickScore_v1"),),
-    "imagereward": (
-        ("T2I_RL_IMAGEREWARD", "google-bert/bert-base-uncased"),
-        ("T2I_RL_IMAGEREWARD", "THUDM/ImageReward"),
-    ),
-    "clipscore": (("T2I_RL_CLIPSCORE", "timm/vit_base_patch32_clip_224.openai"),),
-    "aesthetic": (CLIP, ("T2I_RL_AESTHETIC", f"{LAION}/sac+logos+ava1-l14-linearMSE.pth")),
-}
-
-# Rewards that ask an endpoint, and the environment variable that holds its address.
-JUDGES = {name: f"T2I_RL_{name.upper()}" for name in ("judge", "deqa", "unifiedreward", "pairwise")}
-
 
 def report(config: TrainConfig, preset: str | None) -> list[str]:
     """The lines that tell a person what would run."""
@@ -136,11 +109,10 @@ def _reward(term: Term) -> list[str]:
     weight = "" if term.weight is None else f", weight {term.weight:g}"
     if term.addresses:
         return [f"{term.name}{weight}, served at {' and '.join(term.addresses)}"]
-    begins = max((known for known in WEIGHTS if term.name.startswith(known)), key=len, default=None)
     lines = [f"{term.name}{weight}, in the run's own process"]
-    if variable := JUDGES.get(term.name):
+    if variable := term.entry.endpoint:
         lines.append(f"asks {variable} = {os.environ.get(variable) or 'nobody: set it to the address of the judge'}")
-    for variable, source in WEIGHTS[begins] if begins else ():
+    for variable, source in term.entry.weights:
         own = os.environ.get(variable)
         published = f"{_place(source)} ({_pinned(source)}; {variable} may name a copy)"
         lines.append(f"{variable} = {own}: {_place(own)}" if own else published)

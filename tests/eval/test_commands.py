@@ -19,8 +19,8 @@ from eval import hps
 from eval.compbench import benchmark as compbench
 from eval.compbench.language import load_language
 from eval.preferences import JUDGES, installed
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.errors import RewardError
-from rewards.registry import BUILDERS
 from t2i_rl.cli import main
 from tests.conftest import random_janus
 from tests.eval.small import ByPixel, builder, lines
@@ -70,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def tiny_scorers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("hpsv2", "beauty"):
-        monkeypatch.setitem(BUILDERS, name, builder(ByPixel(name=name)))
+        monkeypatch.setitem(REWARDS, name, RewardEntry(builder(ByPixel(name=name))))
     monkeypatch.setattr(compbench, "load_language", Plain)
     monkeypatch.setenv("T2I_RL_CACHE", str(tmp_path / "cache"))
 
@@ -245,9 +245,9 @@ def test_images_of_another_number_or_of_other_prompts(place: Path, tmp_path: Pat
 def test_a_killed_evaluation_ends_with_the_same_summary(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small = ["--batch", "2"]
     assert main([*words(place, "drawbench", tmp_path / "whole"), *small]) == 0
-    monkeypatch.setitem(BUILDERS, "beauty", builder(ByPixel(name="beauty", fail_after=3)))
+    monkeypatch.setitem(REWARDS, "beauty", RewardEntry(builder(ByPixel(name="beauty", fail_after=3))))
     assert main([*words(place, "drawbench", tmp_path / "killed"), *small]) == 2
-    monkeypatch.setitem(BUILDERS, "beauty", builder(ByPixel(name="beauty")))
+    monkeypatch.setitem(REWARDS, "beauty", RewardEntry(builder(ByPixel(name="beauty"))))
     assert main([*words(place, "drawbench", tmp_path / "killed"), *small]) == 0
     assert (tmp_path / "killed/summary.json").read_text() == (tmp_path / "whole/summary.json").read_text()
 
@@ -261,12 +261,12 @@ def test_all(place: Path, tmp_path: Path):
 
 
 def test_every_installed_scorer(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for variable in JUDGES.values():
-        monkeypatch.delenv(variable, raising=False)
+    for name in JUDGES:
+        monkeypatch.delenv(REWARDS[name].endpoint, raising=False)
     assert not {*installed()} & {*JUDGES}  # none has an endpoint
-    monkeypatch.setenv(JUDGES["deqa"], "http://there/v1")
+    monkeypatch.setenv(REWARDS["deqa"].endpoint, "http://there/v1")
     for name in installed():
-        monkeypatch.setitem(BUILDERS, name, builder(ByPixel(name=name)))
+        monkeypatch.setitem(REWARDS, name, RewardEntry(builder(ByPixel(name=name))))
     command = words(place, "drawbench", tmp_path)
     start = command.index("--scorers")
     assert main([*command[:start], *command[start + 3 :]]) == 0
@@ -298,7 +298,7 @@ values = { total = 0.25, truth = 0.5 }
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A benchmark of one's own."""
-    monkeypatch.setitem(BUILDERS, "judge", builder(ByPixel("truth")))
+    monkeypatch.setitem(REWARDS, "judge", RewardEntry(builder(ByPixel("truth"))))
     rows = [{"prompt": text, "category": text[-1]} for text in ("a cat", "a dog", "a big cat")]
     (tmp_path / "world.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "world.toml").write_text(TOML)
@@ -396,7 +396,7 @@ def test_a_scorer_that_cannot_score_a_prompt(place: Path, tmp_path: Path, monkey
         def check(self, prompts, metadata) -> None:
             raise RewardError(f"not {prompts[0]}")
 
-    monkeypatch.setitem(BUILDERS, "hpsv2", builder(Choosy()))
+    monkeypatch.setitem(REWARDS, "hpsv2", RewardEntry(builder(Choosy())))
     assert main(words(place, "hps", tmp_path / "out")) == 2
     assert "not a cat, anime" in capsys.readouterr().err and not (tmp_path / "out").exists()
 

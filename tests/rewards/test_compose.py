@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from rewards import registry
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.compose import Composite, Member
 from rewards.errors import RewardError
 from rewards.registry import Term, build, parse
-from rewards.reward import Reward, Scores, score_each, score_images
+from rewards.reward import Scores, score_each, score_images
 from tests.rewards.servers import IMAGES, PROMPTS, RECORDS, Brightness
 
 
@@ -32,10 +32,8 @@ class Height(Brightness):
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
-    builders: dict[str, Reward] = {"brightness": Brightness(), "height": Height()}
-    for name, reward in builders.items():
-        monkeypatch.setitem(registry.BUILDERS, name, lambda device, reward=reward: reward)
-    monkeypatch.setitem(registry.RANGES, "height", (20.0, 30.0))
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
+    monkeypatch.setitem(REWARDS, "height", RewardEntry(lambda device: Height(), (20.0, 30.0)))
 
 
 @pytest.mark.usefixtures("named")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rewards import registry
+from rewards import catalogue
+from rewards.catalogue import REWARDS
 from rewards.errors import RewardError
 from rewards.judges.forms import read_form
-from rewards.registry import BUILDERS, RANGES, build
+from rewards.registry import build
 from rewards.reward import score_images
 from tests.parity.golden import DEFAULT
 from tests.rewards.servers import serving
@@ -20,7 +21,7 @@ from tests.rewards.tiny_clip import save_tiny_clip
 from tests.rewards.tiny_scorers import save_detector
 
 
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name.startswith("shapes")])
+@pytest.mark.parametrize("name", [name for name in REWARDS if name.startswith("shapes")])
 def test_what_needs_no_weights_is_built(name: str) -> None:
     reward = build(name)
     assert callable(reward.score)
@@ -84,9 +85,8 @@ def test_geneval_scores_the_same_over_http_and_one_by_one(tmp_path: Path, monkey
     torch.testing.assert_close(torch.cat(alone), scores.total)
 
 
-def test_every_range_goes_up_and_belongs_to_a_name() -> None:
-    assert RANGES.keys() <= BUILDERS.keys()
-    assert all(bad < good for bad, good in RANGES.values())
+def test_every_range_goes_up() -> None:
+    assert all(bad < good for bad, good in (entry.range for entry in REWARDS.values()))
 
 
 def test_an_unknown_name_is_answered_with_the_names() -> None:
@@ -95,7 +95,7 @@ def test_an_unknown_name_is_answered_with_the_names() -> None:
 
 
 def test_the_names_are_listed_without_torch() -> None:
-    check = "import sys, rewards.registry; assert rewards.registry.BUILDERS; assert 'torch' not in sys.modules"
+    check = "import sys, rewards.registry; assert rewards.registry.REWARDS; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
@@ -104,8 +104,8 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encodin
 
 def test_every_name_and_variable_is_in_the_table_of_the_docs() -> None:
     table = DOCUMENT.split("\n\n")[1]
-    source = Path(registry.__file__).read_text(encoding="utf-8")
-    for named in [*BUILDERS, *re.findall(r'"(T2I_RL_\w+)"', source)]:
+    source = Path(catalogue.__file__).read_text(encoding="utf-8")
+    for named in [*REWARDS, *re.findall(r'"(T2I_RL_\w+)"', source)]:
         assert f"`{named}`" in table, named
 
 
@@ -121,9 +121,9 @@ def test_the_shapes_need_nothing_beyond_the_servers_own_requirements() -> None:
         "for name in ('open_clip', 'transformers', 'torchvision', 'httpx', 'huggingface_hub', 'safetensors'):\n"
         "    sys.modules[name] = None\n"
         "import rewards.server, rewards.http.app\n"
-        "from rewards.registry import BUILDERS, build\n"
+        "from rewards.registry import REWARDS, build\n"
         "from rewards.errors import RewardError\n"
-        "for name in BUILDERS:\n"
+        "for name in REWARDS:\n"
         "    try:\n"
         "        build(name)\n"
         "    except RewardError as error:\n"

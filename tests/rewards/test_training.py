@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.detectors.base import Subject
 from rewards.errors import RewardError
 from rewards.geneval.colors import ClipColors
-from rewards.registry import BUILDERS, build
+from rewards.registry import build
 from rewards.reward import Scores
 from scripts.demo import RUN, SETTINGS
 from t2i_rl.cli import main
@@ -51,7 +52,7 @@ def assert_identical(here: Path, there: Path) -> None:
 
 
 def test_one_flag_moves_the_reward_to_servers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
     words = ("cfg", "--steps", "2", "--rollout.micro-batch", "1")
     assert main(train_words(model, tmp_path / "here", *words)) == 0
     with serving(Brightness(), "brightness") as one, serving(Brightness(), "brightness") as two:
@@ -91,7 +92,7 @@ class NoCrosses(Brightness):
 def test_a_server_that_fails_on_some_images(
     on_failure: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(BUILDERS, "brightness", lambda device: NoCrosses())
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: NoCrosses()))
     (tmp_path / "heldout.txt").write_text("a photo of a ring\n")
     words = ["--steps", "2", "--on-reward-failure", on_failure, "--heldout", str(tmp_path / "heldout.txt")]
     words += ["--reward-server.attempts", "2", "--reward-server.pause", "0.01", "--rollout.micro-batch", "1"]

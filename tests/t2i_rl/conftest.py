@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import Brightness
 
@@ -20,4 +20,4 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def brightness(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reward of `small_runs` under its name."""
-    monkeypatch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))

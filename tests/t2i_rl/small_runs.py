@@ -16,7 +16,7 @@ import torch
 from numpy import ndarray
 
 from models.janus.policy import JanusPolicy
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.rollout.groups import Groups, Rollout
@@ -181,7 +181,7 @@ DEATHS = (
 
 
 if __name__ == "__main__":
-    BUILDERS["brightness"] = lambda device: Brightness()
+    REWARDS["brightness"] = RewardEntry(lambda device: Brightness())
     # One process imports, its forks run and die; torch has no threads before its first operation.
     for death in DEATHS:
         if (child := os.fork()) == 0:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rewards import registry
+from rewards.catalogue import REWARDS
 from rewards.detectors.base import Subject
 from rewards.detectors.shapes import PaletteColours, ShapesDetector
 from rewards.errors import RewardError
@@ -52,7 +53,7 @@ def test_the_detector_finds_the_objects_of_rendered_scenes() -> None:
     assert exact >= 0.99 * len(drawn)
 
 
-@pytest.mark.parametrize("rules", [name for name in registry.BUILDERS if name.startswith("shapes")])
+@pytest.mark.parametrize("rules", [name for name in REWARDS if name.startswith("shapes")])
 @pytest.mark.parametrize("tag", TAGS)
 def test_oracle_scenes_earn_everything(tag: str, rules: str) -> None:
     records, scenes = zip(*draw(tag, 20), strict=True)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from rewards.catalogue import REWARDS
 from rewards.errors import RewardError
 from rewards.http.patience import Patience
 from rewards.judges.endpoint import Endpoint, Token, UnansweredError
 from rewards.judges.forms import FORMS, expected_grade
 from rewards.judges.judge import Judge
-from rewards.registry import RANGES, build
+from rewards.registry import build
 from rewards.reward import score_each, score_images
 from tests.rewards.servers import answering, hanging, nobody, serving
 
@@ -99,7 +100,7 @@ def test_deqa_is_the_expected_grade_of_the_next_word(monkeypatch: pytest.MonkeyP
         scores = score_images(build("deqa"), IMAGES, PROMPTS, [{}] * 3)
     torch.testing.assert_close(scores.total, torch.tensor([(0.1 * 5 + 0.3 * 4) / 0.4, 1.5, 1.5]))
     torch.testing.assert_close(scores.parts["mass"], torch.tensor([0.4, 1.0, 1.0]))
-    assert RANGES["deqa"] == (1.0, 5.0)
+    assert REWARDS["deqa"].range == (1.0, 5.0)
 
 
 def test_words_count_in_any_case_and_without_their_blank() -> None:

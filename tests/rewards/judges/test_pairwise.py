@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.errors import RewardError
 from rewards.http.service import Service
 from rewards.judges.endpoint import Choice, Endpoint, Message, UnansweredError
 from rewards.judges.pairwise import PairwiseJudge, first_wins, ordered
-from rewards.registry import BUILDERS, build, parse
+from rewards.registry import build, parse
 from rewards.reward import score_each, score_images
 from rewards.server import serve
 from t2i_rl.cli import main
@@ -124,7 +125,7 @@ def test_a_run_that_maximises_win_rates(
     """Its held-out images are scored by another reward: they are no group."""
     model = tmp_path / "model"
     random_janus().save(model)
-    monkeypatch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
     words = ["--reward", "pairwise", "--steps", "1"]
     with answering(endpoint(brighter)) as address:
         monkeypatch.setenv("T2I_RL_PAIRWISE", f"{address}/v1")

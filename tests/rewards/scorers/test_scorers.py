@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import open_clip
@@ -14,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.cut import Cut
 from rewards.errors import RewardError
-from rewards.registry import RANGES, build
+from rewards.registry import build
 from rewards.reward import Scores, score_images
 from rewards.scorers.hpsv2 import preprocess
 from rewards.scorers.imagereward import MEAN, STD, TOKENS
@@ -78,7 +80,7 @@ def test_the_same_scores_in_process_over_http_and_one_by_one(name: str) -> None:
     for row, (image, prompt) in enumerate(zip(pictures(), PROMPTS, strict=True)):
         alone = score_images(reward, [image], [prompt], [{}]).total
         torch.testing.assert_close(alone, scores.total[row : row + 1], rtol=1e-5, atol=1e-5)
-    assert name in RANGES
+    assert REWARDS[name].range != (0.0, 1.0)
 
 
 @pytest.mark.usefixtures("local")
@@ -334,10 +336,10 @@ def test_a_head_of_other_features_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def needs(device: str) -> None:
+    def needs(device: str) -> NoReturn:
         raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
 
-    monkeypatch.setitem(build.__globals__["BUILDERS"], "hpsv2", needs)
+    monkeypatch.setitem(REWARDS, "hpsv2", RewardEntry(needs))
     with pytest.raises(RewardError, match=r"'hpsv2' needs the package open_clip: run `pip install -r rewards/req"):
         build("hpsv2")
 

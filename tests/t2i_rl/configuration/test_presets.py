@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
 from t2i_rl.configuration.config import EvaluationSampling, TrainConfig, to_json
@@ -203,7 +203,7 @@ def test_a_reward_that_is_not_there_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(BUILDERS, "geneval")
+    monkeypatch.delitem(REWARDS, "geneval")
     assert main(["train", "--preset", "janus-pro-7b-geneval-cfg"]) == 2
     error = capsys.readouterr().err
     assert "'geneval'" in error and error.count("\n") == 1

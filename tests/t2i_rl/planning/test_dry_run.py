@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import rewards.registry
+from rewards import catalogue
+from rewards.catalogue import REWARDS
 from rewards.detectors import mask2former, openmmlab
 from rewards.geneval import colors
 from rewards.scorers import aesthetic, clipscore, hpsv2, imagereward, pickscore
@@ -32,8 +33,8 @@ assert not {"torch", "transformers"} & sys.modules.keys()
 @pytest.fixture(autouse=True)
 def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No cache, no variables, an empty folder."""
-    loaded = {variable for sources in dry_run.WEIGHTS.values() for variable, _ in sources}
-    for variable in {*loaded, *dry_run.JUDGES.values()}:
+    loaded = {one.variable for entry in REWARDS.values() for one in entry.weights}
+    for variable in {*loaded, *filter(None, (entry.endpoint for entry in REWARDS.values()))}:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("T2I_RL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -157,13 +158,16 @@ def test_a_checksum_that_was_recorded_is_shown(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_weights_of_rewards_are_those_that_they_load():
-    source = Path(rewards.registry.__file__).read_text(encoding="utf-8")
-    named = {variable for loaded in dry_run.WEIGHTS.values() for variable, _ in loaded}
-    assert {*re.findall(r'"(T2I_RL_[A-Z0-9_]+)"', source)} == named | {*dry_run.JUDGES.values()}
-    assert dry_run.DETECTOR[1] == openmmlab.URL and dry_run.FACEBOOK[1] == mask2former.FACEBOOK
-    assert dry_run.CLIP[1] == colors.OPENAI
-    published = {name: loaded[-1][1] for name, loaded in dry_run.WEIGHTS.items()}
-    assert published["hpsv2"] == published["hpsv2.0"] == hpsv2.REPOSITORY
-    assert published["pickscore"] == pickscore.REPOSITORY and published["imagereward"] == imagereward.REPOSITORY
-    assert dry_run.WEIGHTS["imagereward"][0][1] == imagereward.BERT
-    assert published["clipscore"] == clipscore.OPENAI and published["aesthetic"] == aesthetic.URL
+    for weights, source in (
+        (catalogue.DETECTOR, openmmlab.URL),
+        (catalogue.FACEBOOK, mask2former.FACEBOOK),
+        (catalogue.CLIP, colors.OPENAI),
+        (catalogue.HPSV2, hpsv2.REPOSITORY),
+        (catalogue.HPSV2_0, hpsv2.REPOSITORY),
+        (catalogue.PICKSCORE, pickscore.REPOSITORY),
+        (catalogue.IMAGEREWARD, imagereward.REPOSITORY),
+        (catalogue.BERT, imagereward.BERT),
+        (catalogue.CLIPSCORE, clipscore.OPENAI),
+        (catalogue.AESTHETIC, aesthetic.URL),
+    ):
+        assert weights.source == source

@@ -24,12 +24,12 @@ from tests.t2i_rl.small_runs import STEPS, train_words
 @pytest.fixture(scope="module")
 def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A finished run with token maps in its folder, and the same one as if killed after two steps."""
-    from rewards.registry import BUILDERS
+    from rewards.catalogue import REWARDS, RewardEntry
     from tests.t2i_rl.small_runs import Brightness
 
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+        patch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
         assert main(train_words(model, folder / "whole", "critical")) == 0
     words = ["a photo of a ring", "--model", str(model), "--group-size", "2", "--out", str(folder / "whole/heatmap")]
     assert main(["heatmap", *words]) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from t2i_rl.cli import main
 from t2i_rl.errors import UserError
 from t2i_rl.reports.revisit import Seen, seen_maps
@@ -33,7 +33,7 @@ def watched(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     out = tmp_path_factory.mktemp("watched") / "run"
     more = "--checkpoint.every 2 --checkpoint.keep-last 9 --evaluation.every 9"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+        patch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
         patch.setattr(Trainer, "update", record)
         assert main(train_words(model, out, "critical", *more.split())) == 0
         yield out, saw

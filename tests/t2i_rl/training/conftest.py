@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from t2i_rl.cli import main
 from tests.t2i_rl.small_runs import Brightness, train_words
 
@@ -14,6 +14,6 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+        patch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
         assert main(train_words(model, run)) == 0
     return run

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.policy import Policy
 from models.registry import load
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.reward import Scores
 from t2i_rl.cli import main
 from tests.conftest import random_janus
@@ -68,7 +68,7 @@ def checkpoint(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_it_learns(family: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A wrong sign, mask, credit or teacher forcing shows at once; what is saved is what was learnt."""
-    monkeypatch.setitem(BUILDERS, "token", lambda device: TokenShare())
+    monkeypatch.setitem(REWARDS, "token", RewardEntry(lambda device: TokenShare()))
     monkeypatch.setattr(type(load(str(checkpoint))), "decode", tokens_as_pixels)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a photo of a red circle\na photo of two blue squares and a ring\n")

@@ -10,7 +10,7 @@ from PIL import Image
 from models.janus.policy import JanusPolicy
 from models.lora import LoraPolicy
 from models.registry import load
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from t2i_rl.cli import main
 from tests.t2i_rl.training.test_families import TokenShare, tokens_as_pixels
 
@@ -36,7 +36,7 @@ def images(model: Path, out: Path) -> list[np.ndarray]:
 def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lora") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS, "token", lambda device: TokenShare())
+        patch.setitem(REWARDS, "token", RewardEntry(lambda device: TokenShare()))
         patch.setattr(JanusPolicy, "decode", tokens_as_pixels)
         assert main(words(model, folder, 12)) == 0
     return folder
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_the_adapters_and_the_name_of_their_base(run: Path, mode
 def test_a_resumed_run_ends_in_the_same_adapters(
     run: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(BUILDERS, "token", lambda device: TokenShare())
+    monkeypatch.setitem(REWARDS, "token", RewardEntry(lambda device: TokenShare()))
     monkeypatch.setattr(JanusPolicy, "decode", tokens_as_pixels)
     assert main(words(model, tmp_path / "run", 4)) == 0
     assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "12"]) == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from models.registry import load
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from t2i_rl.cli import main
 from t2i_rl.configuration.config import UpdateConfig
 from t2i_rl.errors import UserError
@@ -108,7 +108,7 @@ def test_the_state_of_other_weights_is_refused(tmp_path: Path):
 
 def test_a_bfloat16_run_resumes_bit_for_bit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """At the papers' rate, where the weights themselves hardly show what was learnt."""
-    monkeypatch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
     more = ["--dtype", "bfloat16", "--update.learning-rate", "5e-6", "--update.schedule", "constant"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(train_words(model, whole, "grpo", *more)) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.registry import BUILDERS
+from rewards.catalogue import REWARDS, RewardEntry
 from t2i_rl.cli import main
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.places import rooted
@@ -31,7 +31,7 @@ def begun(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "p.txt").write_text("a circle\n")
     (folder / "h.jsonl").write_text('{"prompt": "a ring", "tag": "x"}\n')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BUILDERS, "brightness", lambda device: Brightness())
+        patch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Brightness()))
         patch.chdir(folder)
         assert main(WORDS.split()) == 0
     return folder

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from models.janus.policy import JanusPolicy
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.cut import Cut
-from rewards.registry import BUILDERS
 from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.pictures.strips import draw_progress
@@ -234,7 +234,7 @@ REMEMBERING = [
 def test_what_a_run_remembers_survives(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, more: str
 ):
-    monkeypatch.setitem(BUILDERS, "coarse", lambda device: Coarse())
+    monkeypatch.setitem(REWARDS, "coarse", RewardEntry(lambda device: Coarse()))
     words = [*more.split(), "--reward", "coarse"]
     assert main(train_words(model, tmp_path / "whole", method, *words)) == 0
     with monkeypatch.context() as patch:
@@ -452,7 +452,7 @@ def test_prompts_that_are_cut_are_counted_at_the_start(
         def check(self, prompts, metadata) -> list[Cut]:
             return [Cut("short", 4, len(prompts) - 1)]
 
-    monkeypatch.setitem(BUILDERS, "brightness", lambda device: Short())
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Short()))
     monkeypatch.setattr(JanusPolicy, "cut", lambda self, prompts: (3, 3), raising=False)
     monkeypatch.setattr("t2i_rl.training.run._train", lambda trainer, *_, **__: trainer.config.out)
     assert main(train_words(model, tmp_path / "run")) == 0
