@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rewards.reward import Reward
 
 Loaded = TypeVar("Loaded")
+Samples = Literal["pictures", "answers"]
 
 
 class Weights(NamedTuple):
@@ -44,6 +45,7 @@ class RewardEntry:
     weights: what it loads.
     endpoint: the variable that holds the address of the model that it asks; none for a reward that asks nobody.
     classes: the objects that its detector knows; none for a reward that reads no GenEval records.
+    scores: what it scores: pictures, or answers in text.
     comparing: whether the score of a sample depends on the others of its prompt in the same call.
     """
 
@@ -52,6 +54,7 @@ class RewardEntry:
     weights: tuple[Weights, ...] = ()
     endpoint: str = ""
     classes: Callable[[], tuple[str, ...]] = _no_classes
+    scores: Samples = "pictures"
     comparing: bool = False
 
 
@@ -170,6 +173,12 @@ def _pairwise(device: str) -> "Reward":
     return PairwiseJudge(Endpoint.from_environment("T2I_RL_PAIRWISE"))
 
 
+def _answers(grader: str, name: str, device: str) -> "Reward":
+    from rewards.answers.reward import AnswerReward
+
+    return AnswerReward(grader, name)
+
+
 def _shapes_classes() -> tuple[str, ...]:
     from rewards.detectors.shapes import ShapesDetector
 
@@ -218,6 +227,8 @@ REWARDS: dict[str, RewardEntry] = {
     "deqa": _of_judge("deqa", "T2I_RL_DEQA"),
     "unifiedreward": _of_judge("unifiedreward", "T2I_RL_UNIFIEDREWARD"),
     "pairwise": RewardEntry(_pairwise, endpoint="T2I_RL_PAIRWISE", comparing=True),
+    "math": RewardEntry(partial(_answers, "mathruler", "math"), scores="answers"),
+    "math-verify": RewardEntry(partial(_answers, "math-verify", "math-verify"), scores="answers"),
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from rewards.catalogue import REWARDS, RewardEntry, find
+from rewards.catalogue import REWARDS, RewardEntry, Samples, find
 from rewards.errors import RewardError
 
 if TYPE_CHECKING:
@@ -37,9 +37,11 @@ class Term:
 
 
 def check_servable(name: str) -> None:
-    """Raise RewardError for a name that is none, and for a reward that needs all images of a prompt at once."""
+    """Raise RewardError for a name that is none, and for a reward that no server can give."""
     if find(name).comparing:
         raise RewardError(f"{name!r} compares all images of a prompt, of which a server sees some: use it unserved")
+    if find(name).scores == "answers":
+        raise RewardError(f"{name!r} grades answers in text, and servers are sent pictures: use it unserved")
 
 
 def parse(specification: str) -> list[Term]:
@@ -88,9 +90,15 @@ def _check_address(address: str, word: str) -> None:
         raise RewardError(f"{address!r} in {word!r} is no address of a server: write it as http://HOST:PORT")
 
 
-def build(specification: str, device: str = "cpu", patience: "Patience | None" = None) -> "Reward":
-    """The reward that a specification describes; what runs in this process runs on `device`."""
+def build(
+    specification: str, device: str = "cpu", patience: "Patience | None" = None, samples: Samples = "pictures"
+) -> "Reward":
+    """The reward that a specification describes, of such samples; what runs in this process runs on `device`."""
     terms = parse(specification)
+    for term in terms:
+        if term.entry.scores != samples:
+            fitting = ", ".join(name for name, entry in REWARDS.items() if entry.scores == samples)
+            raise RewardError(f"{term.name!r} scores {term.entry.scores}, and here are {samples}: choose {fitting}")
     if len(terms) == 1 and terms[0].weight is None:
         return _build(terms[0], device, patience)
     from rewards.compose import Composite, Member
@@ -112,10 +120,10 @@ def _build(term: Term, device: str, patience: "Patience | None") -> "Reward":
         try:
             return term.entry.build(device)
         except ModuleNotFoundError as error:
-            raise RewardError(
-                f"the reward {term.name!r} needs the package {error.name}: run `pip install -r {SCORERS}`, or serve it "
-                "from where that is installed"
-            ) from error
+            mend = f"run `pip install -r {SCORERS}`, or serve it from where that is installed"
+            if term.entry.scores == "answers":
+                mend = f"run `pip install {error.name}`"
+            raise RewardError(f"the reward {term.name!r} needs the package {error.name}: {mend}") from error
     from rewards.http.client import RemoteReward
 
     return RemoteReward(term.name, term.addresses, patience)

@@ -1,4 +1,4 @@
-"""What every reward offers: images and their prompts in, one finite number per image out.
+"""What every reward offers: images, or answers in text, and their prompts in; one finite number for each out.
 
 A reward that cannot score raises `RewardError`, or names the images without a score in `Scores.failures`; a NaN
 is such a failure, never a number. `score_images` and `score_each` are the doors: all calls go through one of them.
@@ -36,8 +36,11 @@ class Scores:
     faults: Mapping[str, int] = field(default_factory=dict)
 
 
+Sample = UInt8[ndarray, "H W 3"] | str
+
+
 class Reward(Protocol):
-    """Scores images against their prompts. Image i belongs to `prompts[i]` and `metadata[i]`."""
+    """Scores images, or answers, against their prompts. That of number i belongs to `prompts[i]` and `metadata[i]`."""
 
     @property
     def name(self) -> str:
@@ -51,19 +54,17 @@ class Reward(Protocol):
         """
         ...
 
-    def score(
-        self,
-        images: Sequence[UInt8[ndarray, "H W 3"]],
-        prompts: Sequence[str],
-        metadata: Sequence[Mapping[str, Any]],
-    ) -> Scores:
-        """The scores of the images, in their order; what is in `metadata` is the reward's own affair."""
+    def score(self, samples: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], /) -> Scores:
+        """The scores of the samples, in their order; what is in `metadata` is the reward's own affair.
+
+        samples: pixels `[H, W, 3]`, or texts: as the reward's record in `rewards.catalogue` says.
+        """
         ...
 
 
 def score_images(
     reward: Reward,
-    images: Sequence[UInt8[ndarray, "H W 3"]],
+    images: Sequence[Sample],
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]],
 ) -> Scores:
@@ -76,7 +77,7 @@ def score_images(
 
 def score_each(
     reward: Reward,
-    images: Sequence[UInt8[ndarray, "H W 3"]],
+    images: Sequence[Sample],
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]],
 ) -> Scores:

@@ -123,7 +123,7 @@ def test_the_shapes_need_nothing_beyond_the_servers_own_requirements() -> None:
         "import rewards.server, rewards.http.app\n"
         "from rewards.registry import REWARDS, build\n"
         "from rewards.errors import RewardError\n"
-        "for name in REWARDS:\n"
+        "for name in (one for one, entry in REWARDS.items() if entry.scores == 'pictures'):\n"
         "    try:\n"
         "        build(name)\n"
         "    except RewardError as error:\n"
