@@ -41,6 +41,7 @@ from rewards.reward import Reward, score_images
 from rewards.scorers.clip import Clip, evaluation_transform
 from rewards.scorers.clipscore import ClipScore
 from rewards.scorers.measure import Measure
+from rewards.scorers.tokenizer import ClipTokenizer
 from rewards.server import listen
 
 ARCHITECTURE = "ViT-L-14-quickgelu"
@@ -87,7 +88,8 @@ class Scorer:
         model = open_clip.CLIP(**config).eval().requires_grad_(False).to(self.device)
         transform = evaluation_transform(model.visual.image_size)
         return ClipScore(
-            Clip(model, open_clip.SimpleTokenizer(), transform, torch.device(self.device)), f"random {ARCHITECTURE}"
+            Clip(model, ClipTokenizer(model.context_length), transform, torch.device(self.device)),
+            f"random {ARCHITECTURE}",
         )
 
 

@@ -8,7 +8,7 @@ embedded world the GenEval rules have an exact detector.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 from scipy import ndimage
 
@@ -33,7 +33,8 @@ SILHOUETTES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
     "ring": lambda x, y: np.abs(np.hypot(x - 0.5, y - 0.5) - 0.375) <= 0.125,
 }
 
-MIN_SIDE = 1 / 8  # of the image side; smaller components are decoding noise
+MIN_SIDE = 1 / 8  # of the image's longer side; smaller components are decoding noise
+MOST = 64  # detections of an image: as many of the smallest as it has room for side by side
 # The overlap (IoU with the silhouette) is stretched to a confidence: under LOW it is 0, over HIGH it is 1.
 LOW_OVERLAP, HIGH_OVERLAP = 0.5, 0.8
 SAMPLES = 16  # silhouettes are compared on a SAMPLES x SAMPLES raster
@@ -50,23 +51,28 @@ _TEMPLATES = {shape: silhouette(shape, SAMPLES) for shape in SILHOUETTES}
 _COLOURS = np.array([BACKGROUND, *PALETTE.values()], dtype=np.int32)
 
 
-def nearest_colour(image: UInt8[ndarray, "H W 3"]) -> ndarray:
+def nearest_colour(image: UInt8[ndarray, "H W 3"]) -> UInt8[ndarray, "H W"]:
     """Index of the nearest colour at each pixel `[H, W]`: 0 is the ground, 1.. the palette in order."""
-    difference = image[:, :, None, :].astype(np.int32) - _COLOURS
-    return np.argmin((difference**2).sum(-1), axis=-1)
+    nearest = np.zeros(image.shape[:2], dtype=np.uint8)
+    least = np.full(image.shape[:2], np.iinfo(np.int32).max, dtype=np.int32)
+    for index, colour in enumerate(_COLOURS):  # one by one: together they take a hundred times the image's memory
+        distance = ((image - colour) ** 2).sum(-1, dtype=np.int32)
+        nearest[distance < least] = index
+        np.minimum(least, distance, out=least)
+    return nearest
 
 
-def _classify(mask: Bool[ndarray, "h w"]) -> tuple[str, float]:
-    """The shape that a cropped component overlaps best, and the confidence."""
-    rows = ((np.arange(SAMPLES) + 0.5) * mask.shape[0] / SAMPLES).astype(int)
-    columns = ((np.arange(SAMPLES) + 0.5) * mask.shape[1] / SAMPLES).astype(int)
-    sampled = mask[np.ix_(rows, columns)]
+def _classify(components: Int[ndarray, "h w"], number: int) -> tuple[str, float]:
+    """The shape that a component, cropped to its sides, overlaps best, and the confidence."""
+    rows = ((np.arange(SAMPLES) + 0.5) * components.shape[0] / SAMPLES).astype(int)
+    columns = ((np.arange(SAMPLES) + 0.5) * components.shape[1] / SAMPLES).astype(int)
+    sampled = components[np.ix_(rows, columns)] == number
     overlaps = {
         shape: float((sampled & template).sum() / (sampled | template).sum()) for shape, template in _TEMPLATES.items()
     }
     shape = max(overlaps, key=overlaps.__getitem__)
     # A shape is as wide as it is high; a merged or a cut one is not.
-    aspect = min(mask.shape) / max(mask.shape)
+    aspect = min(components.shape) / max(components.shape)
     confidence = (overlaps[shape] * min(1.0, aspect / 0.8) - LOW_OVERLAP) / (HIGH_OVERLAP - LOW_OVERLAP)
     return shape, float(np.clip(confidence, 0.0, 1.0))
 
@@ -84,17 +90,20 @@ class ShapesDetector:
 
     def _detect(self, image: UInt8[ndarray, "H W 3"]) -> dict[str, list[Detection]]:
         labels = nearest_colour(image)
-        smallest = MIN_SIDE * image.shape[0]
-        found: dict[str, list[Detection]] = {}
+        smallest = MIN_SIDE * max(labels.shape)
+        every = []
         for index in range(1, len(_COLOURS)):
             components, _ = ndimage.label(labels == index)
+            components[np.bincount(components.ravel())[components] < smallest] = 0  # specks, of which there may be many
             for number, window in enumerate(ndimage.find_objects(components), start=1):
-                rows, columns = window
-                if min(rows.stop - rows.start, columns.stop - columns.start) < smallest:
-                    continue
-                shape, confidence = _classify(components[window] == number)
-                box = np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float32)
-                found.setdefault(shape, []).append(Detection(box, confidence, components == number))
+                rows, columns = window or (slice(0, 0), slice(0, 0))
+                if min(rows.stop - rows.start, columns.stop - columns.start) >= smallest:
+                    every.append((*_classify(components[window], number), rows, columns, components, number))
+        found: dict[str, list[Detection]] = {}
+        # A mask is as large as the image: only the most confident have one.
+        for shape, confidence, rows, columns, components, number in sorted(every, key=lambda one: -one[1])[:MOST]:
+            box = np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float32)
+            found.setdefault(shape, []).append(Detection(box, confidence, components == number))
         return found
 
 

@@ -24,6 +24,8 @@ from rewards.geneval.rules import (
 )
 from rewards.reward import Scores
 
+MOST = 64  # entries of a list; each is compared with the objects of an earlier one
+
 
 def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[str] = ()) -> None:
     """Raise a `RewardError` that names the prompt and the key unless `metadata` is a GenEval record.
@@ -45,6 +47,7 @@ def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[s
     demand(tag in TAGS, f"unknown tag {tag!r}: choose one of {', '.join(TAGS)}")
     for key, items in lists.items():
         demand(isinstance(items, Sequence), f"{key!r} is {items!r}: give a list of objects")
+        demand(len(items) <= MOST, f"{key!r} has {len(items)} entries: at most {MOST} are judged")
     include = lists["include"]
     demand(len(include) > 0, "'include' is empty: name at least one object")
     for place, item in ((f"{key}[{index}]", item) for key, items in lists.items() for index, item in enumerate(items)):
@@ -52,7 +55,7 @@ def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[s
         for key in ("class", "count"):
             demand(key in item, f"{place} lacks the key {key!r}: every entry has a class and a count")
         name, count = item["class"], item["count"]
-        demand(isinstance(count, int) and count > 0, f"'count' of {place} is {count!r}: give a whole number from 1 on")
+        demand(type(count) is int and count > 0, f"'count' of {place} is {count!r}: give a whole number from 1 on")
         demand(isinstance(name, str), f"'class' of {place} is {name!r}: give a name")
         known = not classes or name in classes
         demand(known, f"the detector does not know {name!r} of {place}: give one of {', '.join(classes)}")
@@ -62,12 +65,19 @@ def check_metadata(prompt: str, metadata: Mapping[str, Any], classes: Sequence[s
             demand(color in COLORS, f"unknown 'color' {color!r} of include[{index}]: choose one of {', '.join(COLORS)}")
         if "position" in item:
             position = item["position"]
-            allowed = [[relation, earlier] for relation in RELATIONS for earlier in range(index)]
             demand(
-                isinstance(position, Sequence) and list(position) in allowed,
+                _is_position(position, index),
                 f"'position' of include[{index}] is {position!r}: give one of {', '.join(RELATIONS)} "
                 "and the index of an earlier entry",
             )
+
+
+def _is_position(position: Any, index: int) -> bool:
+    """Whether an entry of this index may stand so: a relation, and the index of an earlier entry."""
+    if not isinstance(position, Sequence) or len(position) != 2:
+        return False
+    relation, earlier = position
+    return relation in RELATIONS and type(earlier) is int and 0 <= earlier < index
 
 
 class GenEvalReward:

@@ -85,7 +85,7 @@ def create_app(
 ) -> FastAPI:
     """The application that serves `reward`. token: what clients have to show; None answers everybody."""
     metrics = Metrics()
-    batcher = Batcher(reward, service.batch, metrics.scored)
+    batcher = Batcher(reward, service.batch, limits.bytes, metrics.scored)
     metrics.waiting.set_function(lambda: batcher.waiting)
     in_flight = 0
 

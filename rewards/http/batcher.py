@@ -40,11 +40,12 @@ class Job:
 class Batcher:
     """Scores jobs in the order of their arrival, `batch` images at a time.
 
+    size: bytes of the images that are scored together at most, but for a job that alone has more.
     scored: called after each batch with its number of images and its seconds.
     """
 
-    def __init__(self, reward: Reward, batch: int, scored: Callable[[int, float], None]) -> None:
-        self.reward, self.batch, self.scored = reward, batch, scored
+    def __init__(self, reward: Reward, batch: int, size: int, scored: Callable[[int, float], None]) -> None:
+        self.reward, self.batch, self.size, self.scored = reward, batch, size, scored
         self.jobs: deque[Job] = deque()
         self.waiting = 0  # images accepted and not scored yet
         self.began: float | None = None  # when the present batch began
@@ -96,10 +97,13 @@ class Batcher:
         with self.changed:
             self.changed.wait_for(lambda: self.jobs or self.closing)
             jobs: list[Job] = []
-            images = 0
-            while self.jobs and (not jobs or images + len(self.jobs[0].images) <= self.batch):
+            images = size = 0
+            while self.jobs:
+                images += len(self.jobs[0].images)
+                size += sum(image.nbytes for image in self.jobs[0].images)
+                if jobs and (images > self.batch or size > self.size):
+                    break
                 jobs.append(self.jobs.popleft())
-                images += len(jobs[-1].images)
             return jobs
 
     def _answer(self, jobs: Sequence[Job]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rewards.errors import RewardError
 from rewards.files.weights import HUB_ID, fetch_from_hub, read_tensors
+from rewards.scorers.tokenizer import ClipTokenizer
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -26,7 +27,7 @@ class Clip:
     """A model in evaluation mode with its tokenizer and CLIP's evaluation transform of pictures."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: ClipTokenizer
     transform: Any
     device: torch.device
 
@@ -49,7 +50,7 @@ class Clip:
         return self.tokenizer.context_length
 
     def has_more(self, text: str) -> bool:
-        return has_more(self.tokenizer, text)
+        return self.tokenizer.has_more(text)
 
     def similarity(self, images: Sequence[UInt8[ndarray, "H W 3"]], texts: Sequence[str]) -> Float[Tensor, " B"]:
         """The cosine between each image and its text; a text that comes several times is encoded once."""
@@ -59,13 +60,6 @@ class Clip:
 
     def _half(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda")
-
-
-def has_more(tokenizer: open_clip.SimpleTokenizer, text: str) -> bool:
-    """Whether a text has more tokens than the tokenizer leaves of it."""
-    room = tokenizer.context_length - 2  # but for the tokens of its ends
-    # A token is a byte or more, and cleaning lengthens no ASCII: most texts need not be read for this.
-    return not (text.isascii() and len(text) <= room) and len(tokenizer.encode(text)) > room
 
 
 def cosine(images: Float[Tensor, "B D"], texts: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
@@ -96,7 +90,7 @@ def load_clip(source: str | Path, architecture: str, device: str = "cpu") -> Cli
         raise RewardError(f"{path} does not fit {architecture} ({reason}): give the weights of that model") from error
     return Clip(
         model=model.eval().requires_grad_(False).to(device),
-        tokenizer=open_clip.SimpleTokenizer(context_length=model.context_length),
+        tokenizer=ClipTokenizer(model.context_length),
         transform=evaluation_transform(model.visual.image_size),
         device=torch.device(device),
     )

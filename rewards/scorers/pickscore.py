@@ -14,15 +14,15 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
-from open_clip import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
 from rewards.files.pretrained import CONFIG, WEIGHTS, load_whole
 from rewards.files.weights import fetch_from_hub
-from rewards.scorers.clip import cosine, evaluation_transform, has_more
+from rewards.scorers.clip import cosine, evaluation_transform
 from rewards.scorers.measure import Measure
+from rewards.scorers.tokenizer import ClipTokenizer
 
 REPOSITORY = "yuvalkirstain/PickScore_v1"
 
@@ -31,7 +31,7 @@ class PickScore(Measure):
     def __init__(self, model: CLIPModel, name: str, device: str = "cpu") -> None:
         self.model: Any = model.eval().requires_grad_(False)  # transformers types its parts as what they may be set to
         self.model.to(device)
-        self.tokenizer = SimpleTokenizer(context_length=self.model.config.text_config.max_position_embeddings)
+        self.tokenizer = ClipTokenizer(self.model.config.text_config.max_position_embeddings)
         self.tokens = self.tokenizer.context_length
         self.transform = evaluation_transform(self.model.config.vision_config.image_size)
         self.name = name
@@ -49,7 +49,7 @@ class PickScore(Measure):
         )
 
     def has_more(self, prompt: str) -> bool:
-        return has_more(self.tokenizer, prompt)
+        return self.tokenizer.has_more(prompt)
 
     def measure(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[str]) -> Float[Tensor, " B"]:
         device = self.model.device

@@ -1,5 +1,6 @@
 """The shapes world through its detector and the GenEval reward: oracle scenes earn everything, others do not."""
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from rewards import registry
 from rewards.catalogue import REWARDS
 from rewards.detectors.base import Subject
-from rewards.detectors.shapes import PaletteColours, ShapesDetector
+from rewards.detectors.shapes import PALETTE, PaletteColours, ShapesDetector
 from rewards.errors import RewardError
 from rewards.geneval.reward import GenEvalReward, check_metadata
 from rewards.geneval.rules import GenEvalOptions
@@ -148,7 +149,8 @@ def test_every_prompt_is_a_geneval_record_of_things_that_the_detector_knows() ->
             assert item.get("color", COLORS[0]) in COLORS
 
 
-GOOD: dict[str, Any] = {"tag": "position", "include": [{"class": "ring", "count": 1}]}
+RING: dict[str, Any] = {"class": "ring", "count": 1}
+GOOD: dict[str, Any] = {"tag": "position", "include": [RING]}
 
 
 @pytest.mark.parametrize(
@@ -169,9 +171,46 @@ GOOD: dict[str, Any] = {"tag": "position", "include": [{"class": "ring", "count"
         (GOOD | {"include": [{"class": "ring", "count": 1, "color": "mauve"}]}, "unknown 'color' 'mauve'"),
         (GOOD | {"include": [{"class": "ring", "count": 1, "position": ["above", 0]}]}, "index of an earlier entry"),
         (GOOD | {"include": [{"class": "ring", "count": 1, "position": "above"}]}, "index of an earlier entry"),
+        (GOOD | {"include": [RING, RING | {"position": ["left of", 0.0]}]}, "index of an earlier entry"),
+        (GOOD | {"include": [RING, RING | {"position": ["left of", False]}]}, "index of an earlier entry"),
+        (GOOD | {"include": [RING, RING | {"position": ["left of", -1]}]}, "index of an earlier entry"),
+        (GOOD | {"include": [RING, RING | {"position": ["left of"]}]}, "index of an earlier entry"),
+        (GOOD | {"include": [RING | {"count": True}]}, r"'count' of include\[0\] is True"),
+        (GOOD | {"include": [RING] * 65}, "'include' has 65 entries: at most 64 are judged"),
         (GOOD | {"include": [{"class": "dog", "count": 1}]}, "the detector does not know 'dog' of include"),
     ],
 )
 def test_metadata_that_cannot_be_judged_are_refused(record: dict, complaint: str) -> None:
     with pytest.raises(RewardError, match=f'^prompt "a photo of a ring": .*{complaint}'):
         score_images(registry.build("shapes"), [render([])], ["a photo of a ring"], [record])
+
+
+def specks(height: int, width: int) -> np.ndarray:
+    """Hardly two neighbours of one colour."""
+    return np.array([*PALETTE.values()], dtype=np.uint8)[np.random.default_rng(0).integers(0, 6, (height, width))]
+
+
+def stripes(side: int) -> np.ndarray:
+    """Diagonal ones, a pixel wide: hundreds of components, each as large as the smallest object or larger."""
+    rows, columns = np.mgrid[:side, :side]
+    return np.array([*PALETTE.values()], dtype=np.uint8)[(rows + columns) // 2 % 6]
+
+
+@pytest.mark.parametrize("image", [specks(8, 20_000), specks(20_000, 8), stripes(400)], ids=["wide", "high", "striped"])
+def test_what_a_picture_takes_in_memory_grows_with_its_pixels(image: np.ndarray) -> None:
+    tracemalloc.start()
+    try:
+        (found,) = ShapesDetector().detect([image])
+        assert tracemalloc.get_traced_memory()[1] < 100 * image.nbytes
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, found.values())) <= 64
+
+
+def test_objects_beside_many_specks_are_found() -> None:
+    image = np.full((64, 64, 3), 150, dtype=np.uint8)
+    image[::2, ::2] = PALETTE["white"]
+    image[16:40, 8:32] = PALETTE["blue"]
+    ((name, (one,)),) = ShapesDetector().detect([image])[0].items()
+    assert (name, one.score, one.box.tolist()) == ("square", 1.0, [8, 16, 32, 40])
+    assert one.mask is not None and one.mask.sum() == 24 * 24

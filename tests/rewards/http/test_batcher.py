@@ -52,7 +52,7 @@ def job(images: int) -> Job:
 
 def test_nothing_of_a_failed_batch_is_alive_when_its_jobs_are_tried_alone():
     reward = Greedy(most=1)
-    batcher = Batcher(reward, 8, lambda *_: None)
+    batcher = Batcher(reward, 8, 10**6, lambda *_: None)
     jobs = [job(1) for _ in range(4)]
     for one in jobs:
         batcher.submit(one)
@@ -64,7 +64,7 @@ def test_nothing_of_a_failed_batch_is_alive_when_its_jobs_are_tried_alone():
 
 def test_a_request_that_failed_alone_leaves_its_sentence_only():
     reward, done = Greedy(most=0), threading.Event()
-    batcher = Batcher(reward, 8, lambda *_: done.set())
+    batcher = Batcher(reward, 8, 10**6, lambda *_: done.set())
     reward.go.set()
     held = job(2)
     gone = weakref.ref(held)
@@ -82,7 +82,7 @@ def test_a_request_that_failed_alone_leaves_its_sentence_only():
 def test_an_idle_batcher_holds_no_images():
     reward = Greedy(most=8)
     reward.go.set()
-    batcher = Batcher(reward, 8, lambda *_: None)
+    batcher = Batcher(reward, 8, 10**6, lambda *_: None)
     waits = threading.Event()
     take = batcher._next
 
@@ -100,3 +100,23 @@ def test_an_idle_batcher_holds_no_images():
     assert waits.wait(10)
     assert gone() is None
     batcher.close()
+
+
+def test_images_that_are_large_together_are_scored_apart():
+    class Counting(Greedy):
+        def __init__(self) -> None:
+            super().__init__(most=8)
+            self.batches: list[int] = []
+
+        def score(self, images: Sequence, *asked: object) -> Scores:
+            self.batches.append(len(images))
+            return super().score(images, *asked)
+
+    reward = Counting()
+    batcher = Batcher(reward, 8, 3 * 12, lambda *_: None)
+    jobs = [job(images) for images in (4, 1, 2, 1)]  # of 12 bytes each
+    for one in jobs:
+        batcher.submit(one)
+    reward.go.set()
+    batcher.close()
+    assert reward.batches == [4, 3, 1]
