@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from t2i_rl.commands.arguments import parse
 from t2i_rl.commands.benchmarks import BENCHMARKS, EvalAll, EvalFile, Evaluating
 from t2i_rl.errors import UserError
+from t2i_rl.parallel.devices import own_device
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark
@@ -58,11 +58,6 @@ def _chosen(arguments: Sequence[str]) -> Evaluating:
         f"{named}: use t2i-rl eval geneval --model MODEL; there are {', '.join(names)} and {last}, and {TOML} files of "
         "your own"
     )
-
-
-def own_device(device: str) -> str:
-    """Of several processes on one machine, each takes its own GPU (LOCAL_RANK, as torchrun sets it)."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def loaded(wanted: Evaluating) -> Model:

@@ -1,10 +1,12 @@
 """`t2i-rl train`: flags over a run file over a preset, or a run that goes on."""
 
-import os
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,9 +16,11 @@ from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.config import RewardSpecification, TrainConfig
 from t2i_rl.configuration.presets import check_named, find_preset, preset, preset_name, take_method
 from t2i_rl.configuration.run_method import run_method
-from t2i_rl.errors import UserError
 from t2i_rl.planning.dry_run import report
 from t2i_rl.settings import override, read_settings
+
+if TYPE_CHECKING:
+    from t2i_rl.parallel.ranks import Ranks
 
 NAMED = ("model", "method", "reward", "prompts", "heldout")
 
@@ -101,30 +105,30 @@ def resolution(arguments: Sequence[str]) -> Resolution:
     return Resolution(config, name, taken, choice.dry_run)
 
 
-def check_alone() -> None:
-    """Raises UserError where several processes were started: each would do the whole run."""
-    if (world := os.environ.get("WORLD_SIZE") or "1") != "1":
-        raise UserError(
-            f"training is one process on one device, but WORLD_SIZE is {world}: start it without torchrun, or unset "
-            "WORLD_SIZE"
-        )
-
-
 def train(arguments: Sequence[str]) -> None:
     """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
         again = parse(Resume, arguments, "train --resume RUN")
-        check_alone()
-        from t2i_rl.training.run import resume
-
-        finished = resume(again.resume, again.steps, again.device)
+        begin = partial(_resume, again)
     else:
         resolved = resolution(arguments)
         if resolved.dry_run:
             print("\n".join(report(resolved.config, resolved.preset)))
             return
-        check_alone()
-        from t2i_rl.training.run import start
+        begin = partial(_start, resolved)
+    from t2i_rl.parallel.processes import joined
 
-        finished = start(resolved.config, resolved.said())
-    print(f"{finished}: see reward.png, samples.png and metrics.jsonl")
+    with joined() as ranks:
+        print(f"{begin(ranks)}: see reward.png, samples.png and metrics.jsonl")
+
+
+def _start(resolved: Resolution, ranks: Ranks) -> Path:
+    from t2i_rl.training.run import start
+
+    return start(resolved.config, resolved.said(), ranks)
+
+
+def _resume(again: Resume, ranks: Ranks) -> Path:
+    from t2i_rl.training.run import resume
+
+    return resume(again.resume, again.steps, again.device, ranks)

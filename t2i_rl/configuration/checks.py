@@ -16,6 +16,7 @@ from t2i_rl.rollout.names import CONTRASTS
 
 if TYPE_CHECKING:
     from t2i_rl.methods.method import Method
+    from t2i_rl.parallel.ranks import Ranks
     from t2i_rl.prompts.prompt import Prompt
 
 
@@ -49,6 +50,15 @@ def check_settings(config: TrainConfig, method: Method) -> None:
         )
     check_words(config.contrast_prompt or "", "contrast-prompt")
     check_words(config.rollout.sampling.negative_prompt, "negative-prompt")
+
+
+def check_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise UserError where a process would have no group of a step."""
+    if (prompts := config.rollout.prompts_per_step) < ranks.world:
+        raise UserError(
+            f"rollout.prompts-per-step is {prompts}, which gives {ranks.world} processes no group each, and groups are "
+            "never split: raise it, or start fewer processes"
+        )
 
 
 def _check_rewards(config: TrainConfig, method: Method) -> None:

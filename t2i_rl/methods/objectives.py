@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from models.policy import TokenLayout
     from t2i_rl.methods.credit.rule import TokenCredit
+    from t2i_rl.parallel.ranks import Ranks
     from t2i_rl.rollout.log_probs import Replay
 
 Denominator = Literal["mask", "weight", "tokens", "mean-of-images", "images"]
@@ -76,7 +77,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Denominators:
-    """What the sums over a whole update batch are divided by; add them up over processes.
+    """What the sums over a whole update batch are divided by.
 
     policy, kl: of the two terms of the loss.
     selected, tokens: the numbers of updated and of all tokens, for the metrics.
@@ -86,6 +87,12 @@ class Denominators:
     kl: Float[Tensor, ""]
     selected: Float[Tensor, ""]
     tokens: Float[Tensor, ""]
+
+    def over(self, ranks: Ranks) -> Denominators:
+        """Those of the batch that the processes share; these are of this one's part."""
+        import torch
+
+        return Denominators(*ranks.sum(torch.stack([self.policy, self.kl, self.selected, self.tokens])))
 
 
 @dataclass(frozen=True)

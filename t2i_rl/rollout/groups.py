@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,14 @@ class Rollout:
     The group is an axis: row p of `condition` is the prompt of `tokens[p]`.
 
     stop_tokens: of the policy, which end a row (`t2i_rl.rollout.ends`). What stands behind an end never counts.
+    idle: how many groups at the end count for nothing: they keep a process in step with others that have more groups.
     """
 
     condition: Condition
     tokens: Int[Tensor, "P G N"]
     statistics: Mapping[str, Float[Tensor, "P G N"]]
     stop_tokens: tuple[int, ...] = ()
+    idle: int = 0
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -50,7 +53,9 @@ class Rollout:
     @cached_property
     def lengths(self) -> Int[Tensor, "P G"]:
         """Tokens of each row up to its end."""
-        return row_lengths(self.tokens, self.stop_tokens)
+        found = row_lengths(self.tokens, self.stop_tokens)
+        found[len(found) - self.idle :] = 0
+        return found
 
     @cached_property
     def valid(self) -> Bool[Tensor, "P G N"]:
@@ -104,34 +109,40 @@ def concatenate(rollouts: Sequence[Rollout], condition: Condition) -> Rollout:
 
 @dataclass(frozen=True)
 class Groups:
-    """Sampled groups and what their samples earned.
+    """Sampled groups and what their samples earned, all of which each process knows; it holds the samples of its own.
 
     records: the P prompts.
+    rollout: the groups that this process sampled.
     rewards: what is maximised.
     parts: further numbers of the reward, by name.
+    mine: which of the P groups are those of the rollout, in its order.
     """
 
     records: tuple[Prompt, ...]
     rollout: Rollout
     rewards: Float[Tensor, "P G"]
     parts: Mapping[str, Float[Tensor, "P G"]]
+    mine: tuple[int, ...]
 
     def take(self, prompts: Sequence[int]) -> "Groups":
         """Only the groups of these prompts."""
-        rows = list(prompts)
+        rows, place = list(prompts), {row: place for place, row in enumerate(self.mine)}
         return Groups(
             tuple(self.records[row] for row in rows),
-            self.rollout.take(rows),
+            self.rollout.take([place[row] for row in rows if row in place]),
             self.rewards[rows],
             {name: values[rows] for name, values in self.parts.items()},
+            tuple(new for new, row in enumerate(rows) if row in place),
         )
 
 
 def join(groups: Sequence[Groups], condition: Condition) -> Groups:
-    """Several batches as one; `condition` is that of all their prompts, in the same order."""
+    """Several batches as one; `condition` is that of all prompts of their rollouts, in the same order."""
+    starts = accumulate((len(part.records) for part in groups), initial=0)
     return Groups(
         tuple(record for part in groups for record in part.records),
         concatenate([part.rollout for part in groups], condition),
         torch.cat([part.rewards for part in groups]),
         {name: torch.cat([part.parts[name] for part in groups]) for name in groups[0].parts},
+        tuple(start + row for start, part in zip(starts, groups, strict=False) for row in part.mine),
     )

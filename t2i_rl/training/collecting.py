@@ -15,6 +15,7 @@ from rewards.reward import Reward, Scores, dropped_groups
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.methods.advantages import zero_variance
 from t2i_rl.methods.method import Method
+from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.prompts.order import batch, further_batch
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout, concatenate, join
@@ -23,7 +24,7 @@ from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.passes import StatisticPasses
 from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.training.clock import Clock
-from t2i_rl.training.scoring import Scorer, with_rewards
+from t2i_rl.training.scoring import Scorer, of_all, with_rewards
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Collected:
     """All that a step sampled.
 
     rounds: the groups that have their scores, at first of the step's own prompts, then of those drawn in their place.
+    entropy: mean over the tokens of all groups.
     lost: how many groups lack a score.
     faults: how often a reward server failed on the way, by kind (`rewards.http.client`).
     """
 
     rounds: tuple[Groups, ...]
+    entropy: float
     lost: int
     faults: Mapping[str, int]
 
@@ -60,19 +63,18 @@ class Collected:
             if rewards.shape[1] > 1
             else {}
         )
-        entropies = [groups.rollout.statistics["entropy"] for groups in self.rounds]
         return {
             "reward": rewards.mean().item(),
             **{f"reward/{name}": values.mean().item() for name, values in parts.items()},
             **spread,
-            "entropy": torch.cat(entropies).mean().item(),
+            "entropy": self.entropy,
             **{f"reward_faults/{kind}": count for kind, count in self.faults.items()},
         }
 
 
 @dataclass
 class Collector:
-    """Samples groups, decodes and scores them.
+    """Samples groups, decodes and scores them: of several processes, each its share of whole groups.
 
     passes: the statistics that are measured on the way.
     """
@@ -83,6 +85,7 @@ class Collector:
     reward: Reward
     prompts: Sequence[Prompt]
     passes: StatisticPasses
+    ranks: Ranks = ALONE
 
     def collect(self, step: int, clock: Clock) -> Collected:
         """The step's groups and, where the method asks for them, those of further prompts until enough teach.
@@ -96,13 +99,20 @@ class Collector:
             records = self.draw_prompts(step, attempt, missing)
             texts += [record.text for record in records]
             # Occurrences are counted over the whole step: a prompt that comes again gets other images.
-            rollout, scores = self.sample_and_score(step, records, occurrences(texts)[-missing:], clock)
+            numbers, own, found = occurrences(texts)[-missing:], self.ranks.share(len(records)), None
+            if own:
+                mine = slice(own.start, own.stop)
+                rollout, found = self.sample_and_score(step, records[mine], numbers[mine], clock)
+            else:  # only where few prompts are drawn again
+                rollout = rollout.take([])
+            with clock.phase("score_wait"):
+                scores = of_all(self.ranks, found)
             whole = (~dropped_groups(scores, settings.group_size)).nonzero()[:, 0].tolist()
             lost += len(records) - len(whole)
             faults.update(scores.faults)
             if not whole:
                 break
-            groups = with_rewards(records, rollout, scores, self.config.reward_weights, self.reward.name)
+            groups = with_rewards(records, rollout, scores, self.config.reward_weights, self.reward.name, own)
             rounds.append(groups.take(whole) if len(whole) < len(records) else groups)
             if self.method.filter_zero_std == "resample":
                 missing = int(zero_variance(rounds[-1].rewards).sum())
@@ -114,7 +124,8 @@ class Collector:
                 f"step {step}: every group lacks a score, the first one for its image "
                 f'{image % settings.group_size} ("{texts[image // settings.group_size]}"): {why}'
             )
-        return Collected(tuple(rounds), lost, faults)
+        entropies = torch.cat([groups.rollout.statistics["entropy"] for groups in rounds])
+        return Collected(tuple(rounds), self.ranks.mean(entropies), lost, faults)
 
     def sample_and_score(
         self, step: int, records: Sequence[Prompt], occurrence: Sequence[int], clock: Clock
@@ -160,7 +171,7 @@ class Collector:
         if self.method.filter_zero_std == "off":
             return collected.rounds[0]
         teaching = [part.take((~zero_variance(part.rewards)).nonzero()[:, 0].tolist()) for part in collected.rounds]
-        prompts = [record.text for part in teaching for record in part.records]
-        if not prompts:
-            return teaching[0]
-        return join(teaching, encode(self.policy, prompts, self.config.rollout.sampling.negative_prompt))
+        prompts = [prompt for part in teaching for prompt in part.rollout.prompts]
+        negative = self.config.rollout.sampling.negative_prompt
+        condition = encode(self.policy, prompts, negative) if prompts else teaching[0].rollout.condition
+        return join(teaching, condition)

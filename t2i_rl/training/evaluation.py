@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from statistics import fmean
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ import torch
 
 from models.policy import Policy
 from rewards.reward import Reward, Scores, score_images
+from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.prompts.prompt import Prompt, tag_of
 from t2i_rl.rollout.generate import Generated, generate
 from t2i_rl.rollout.sampling import Sampling
@@ -57,19 +58,25 @@ def evaluate(
     seed: int,
     batch: int,
     images_per_prompt: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Generate `images_per_prompt` images of every prompt, about `batch` at a time, and score them.
+
+    Of several processes, each does so with its share of the prompts, and all know what comes of it.
 
     The images are those of `generate` with this seed, whatever the training step: evaluations differ by the
     policy alone. Raises RewardError when an image cannot be scored.
     """
-    found: dict[str, list[float]] = {}
-    texts = [prompt.text for prompt in prompts]
-    for images in chunks(generate(policy, texts, images_per_prompt, sampling, seed, batch), batch):
+    own = list[tuple[str, float]]()
+    texts, mine = [prompt.text for prompt in prompts], ranks.share(len(prompts))
+    for images in chunks(generate(policy, texts, images_per_prompt, sampling, seed, batch, mine), batch):
         scores = score_generated(reward, prompts, images)
         verdict = verdict_name(scores.parts)
         values = scores.total if verdict is None else scores.parts[verdict]
         for image, value in zip(images, values.tolist(), strict=True):
-            found.setdefault(tag_of(prompts[image.prompt]), []).append(value)
+            own.append((tag_of(prompts[image.prompt]), value))
+    found: dict[str, list[float]] = {}
+    for tag, value in chain.from_iterable(ranks.each(own)):
+        found.setdefault(tag, []).append(value)
     per_tag = {tag: fmean(values) for tag, values in found.items()}
     return Evaluation(per_tag, fmean(per_tag.values()), sum(map(len, found.values())))

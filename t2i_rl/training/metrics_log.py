@@ -78,15 +78,34 @@ def step_seconds(row: Metrics) -> float:
     return row.get("seconds/step", phases)
 
 
-class MetricsLog:
-    """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step.
+class Numbers:
+    """The numbers of a run in memory: all that a process has which is not the one that writes.
 
     done: the last step that stays; 0 begins anew.
     """
 
-    def __init__(self, run: Path, steps: int, done: int) -> None:
+    def __init__(self, run: Path, done: int) -> None:
         # What a killed run wrote beyond its last checkpoint will be written again.
         self.kept = [metrics for metrics in read_metrics(run) if metrics["step"] <= done] if done else []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """There is nothing to close."""
+
+    def log(self, metrics: Metrics) -> None:
+        """Record one step."""
+        self.kept.append(dict(metrics))
+
+
+class MetricsLog(Numbers):
+    """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step."""
+
+    def __init__(self, run: Path, steps: int, done: int) -> None:
+        super().__init__(run, done)
         write_atomically(run / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in self.kept))
         self.file = (run / METRICS).open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else 0)
@@ -119,9 +138,8 @@ class MetricsLog:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def log(self, metrics: Metrics) -> None:
-        """Record one step."""
+        super().log(metrics)
         step = int(metrics["step"])
-        self.kept.append(dict(metrics))
         self.file.write(json.dumps(metrics) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())  # before a checkpoint that leans on it

@@ -17,7 +17,7 @@ is warned of.
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,13 +31,15 @@ from models.trainable import choose_trainable
 from rewards.cut import sentence
 from rewards.registry import build
 from rewards.reward import Reward
-from t2i_rl.configuration.checks import check_records, check_settings
+from t2i_rl.configuration.checks import check_records, check_settings, check_shares
 from t2i_rl.configuration.config import TrainConfig, completed, fixed, read_config, resolved, to_json
 from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import Stopped, UserError, fitting
 from t2i_rl.methods.baselines import Running
 from t2i_rl.outputs import naming, whole_folder, write_atomically
+from t2i_rl.parallel.devices import own_device
+from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
@@ -48,7 +50,7 @@ from t2i_rl.training import checkpoints
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.lock import owned
-from t2i_rl.training.metrics_log import Metrics, MetricsLog, read_metrics
+from t2i_rl.training.metrics_log import Metrics, MetricsLog, Numbers, read_metrics
 from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
 from t2i_rl.training.stopping import Stopping
 from t2i_rl.training.trainer import Trainer
@@ -61,22 +63,25 @@ PICTURES = "samples.png"  # written last: a run that has it is finished
 STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
-def start(config: TrainConfig, said: str = "") -> Path:
+def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
     """Train from the model that the configuration names; nothing is written before everything is loaded.
 
     An error before the first step is done leaves no folder behind.
 
     said: where the settings are from, which is shown before the first step.
+    ranks: the processes that share the run; the first of them writes all but its share of the checkpoints.
     """
-    if config.out.exists():
+    if ranks.first and config.out.exists():
         raise UserError(
             f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
         )
     config = rooted(config)
     with determinism(config.deterministic):
-        trainer, heldout, judge = _prepare(config, config.model)
+        trainer, heldout, judge = _prepare(config, config.model, ranks)
         for line in filter(None, (said, *_preamble(trainer, heldout))):
             print(line)
+        if not ranks.first:
+            return _train(trainer, heldout, judge, done=0)
         with whole_folder(config.out) as aside:
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
@@ -90,7 +95,7 @@ def start(config: TrainConfig, said: str = "") -> Path:
                 raise
 
 
-def resume(run: Path, steps: int | None = None, device: str | None = None) -> Path:
+def resume(run: Path, steps: int | None = None, device: str | None = None, ranks: Ranks = ALONE) -> Path:
     """Continue from the newest checkpoint; a run that was stopped before its first one begins anew.
 
     Of the settings only those of `config.FREE` may differ from the run's own. Raises UserError while another process
@@ -98,11 +103,12 @@ def resume(run: Path, steps: int | None = None, device: str | None = None) -> Pa
     """
     if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
-    with owned(run):
-        return _go_on(run, steps, device)
+    with owned(run) if ranks.first else nullcontext():
+        ranks.meet()
+        return _go_on(run, steps, device, ranks)
 
 
-def _go_on(run: Path, steps: int | None, device: str | None) -> Path:
+def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Path:
     config = read_config(run / CONFIG)
     config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
     newest = checkpoints.latest(run / CHECKPOINTS)
@@ -110,8 +116,8 @@ def _go_on(run: Path, steps: int | None, device: str | None) -> Path:
         if (run / BEST).exists():
             raise UserError(f"the checkpoints of {run} are gone: put one back, or start a new run with another --out")
         with determinism(config.deterministic):
-            trainer, heldout, judge = _prepare(config, config.model)
-            write_atomically(run / CONFIG, to_json(trainer.config))
+            trainer, heldout, judge = _prepare(config, config.model, ranks)
+            _write_config(trainer)
             return _train(trainer, heldout, judge, done=0)
     found = checkpoints.read(newest)
     before = completed(found.settings)
@@ -122,37 +128,47 @@ def _go_on(run: Path, steps: int | None, device: str | None) -> Path:
                 "put it back, or start a new run with --model"
             )
     if found.step == config.steps and not (run / PICTURES).exists():  # stopped after its last checkpoint
-        write_atomically(run / CONFIG, to_json(config))
-        with _resumable(run), MetricsLog(run, config.steps, found.step) as tracker:
-            _finish(config, prompts_of(config, "heldout"), tracker)
+        ranks.meet()  # all have seen that
+        if ranks.first:
+            write_atomically(run / CONFIG, to_json(config))
+            with _resumable(run), MetricsLog(run, config.steps, found.step) as tracker:
+                _finish(config, prompts_of(config, "heldout"), tracker)
+        ranks.meet()
         if (run / PICTURES).exists():
             return run
     if found.step >= config.steps:
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     with determinism(config.deterministic):
-        trainer, heldout, judge = _prepare(config, str(newest))
+        trainer, heldout, judge = _prepare(config, str(newest), ranks)
         checkpoints.load_optimizer(newest, trainer.optimizer)
         trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
-        write_atomically(run / CONFIG, to_json(config))
+        _write_config(trainer)
         return _train(trainer, heldout, judge, found.step)
 
 
-def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], Reward]:
+def _write_config(trainer: Trainer) -> None:
+    if trainer.ranks.first:
+        write_atomically(trainer.config.out / CONFIG, to_json(trainer.config))
+
+
+def _prepare(config: TrainConfig, source: str, ranks: Ranks) -> tuple[Trainer, list[Prompt], Reward]:
     """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'."""
-    check_device(config.device)
+    device = own_device(config.device)
+    check_device(device)
     method = run_method(config)
     check_settings(config, method)
+    check_shares(config, ranks)
     prompts, heldout = prompts_of(config, "prompts"), prompts_of(config, "heldout")
     judged_by = config.evaluation.reward or config.reward
     check_records(config.reward, prompts)
     check_records(judged_by, heldout)
-    reward = build(config.reward, config.device, config.reward_server)
-    judge = reward if judged_by == config.reward else build(judged_by, config.device, config.reward_server)
+    reward = build(config.reward, device, config.reward_server)
+    judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server)
     sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
     found = [scorer.check([one.text for one in asked], [one.metadata for one in asked]) for _, asked, scorer in sets]
     dtype, reference = getattr(torch, config.dtype), None
     checkpoints.check_source(config.model)
-    policy = _policy(config, source, dtype)
+    policy = _policy(config, source, dtype, device)
     check_prompts(policy, [*prompts, *heldout, *_other_words(config)])
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
@@ -160,12 +176,12 @@ def _prepare(config: TrainConfig, source: str) -> tuple[Trainer, list[Prompt], R
     # A policy with adapters is its own reference, for it has them still to switch off.
     if method.needs_reference and source != config.model and not config.lora.rank:
         try:
-            reference = load(config.model, dtype, config.device).reference()
+            reference = load(config.model, dtype, device).reference()
         except ModelError as error:
             run = config.out
             raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
     config = resolved(config, policy.default_guidance)
-    return Trainer(config, policy, method, reward, prompts, reference), heldout, judge
+    return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judge
 
 
 def _other_words(config: TrainConfig) -> list[Prompt]:
@@ -191,11 +207,11 @@ def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
     return lines
 
 
-def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
+def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -> Policy:
     """The model with what the run trains of it: its own choice, parameters by name, or adapters."""
     if source == config.model and is_adapter(source):
         raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
-    policy = load(source, dtype, config.device, draws=True)
+    policy = load(source, dtype, device, draws=True)
     if config.trainable:
         choose_trainable(policy, config.trainable)
     if config.lora.rank and source == config.model:
@@ -207,18 +223,22 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype) -> Policy:
 
 def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:
     """The steps after `done`. Raises Stopped, after a checkpoint, where a signal asks to stop before the last one."""
-    config, policy, run = trainer.config, trainer.policy, trainer.config.out
+    config, policy, run, ranks = trainer.config, trainer.policy, trainer.config.out, trainer.ranks
     judged = balanced(heldout, config.evaluation.images_per_tag)
     sampling, seed = config.evaluation.sampling, config.seed
-    (run / PICTURES).unlink(missing_ok=True)
+    ranks.meet()  # the folder is there
+    if ranks.first:
+        (run / PICTURES).unlink(missing_ok=True)
 
     def measured(step: int) -> dict[str, float]:
         with fitting("an evaluation", "a smaller evaluation.batch"):
-            found = evaluate(policy, judged, judge, sampling, seed, config.evaluation.batch)
-            save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
+            found = evaluate(policy, judged, judge, sampling, seed, config.evaluation.batch, ranks=ranks)
+            if ranks.first:
+                save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
         return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
 
-    with _resumable(run), MetricsLog(run, config.steps, done) as tracker, Stopping() as stopping:
+    numbers = MetricsLog(run, config.steps, done) if ranks.first else Numbers(run, done)
+    with _resumable(run), numbers as tracker, Stopping() as stopping:
         if done == 0:
             tracker.log({"step": 0, **measured(0)})
         for step in range(done + 1, config.steps + 1):
@@ -228,14 +248,16 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
                 metrics |= measured(step)
             tracker.log(metrics)
             best = best_step(tracker.kept)
-            stop = stopping.asked  # looked at once: what stops here is saved here
+            stop = any(ranks.each(stopping.asked))  # looked at once: what stops here is saved here
             if last or stop or step == best or step % config.checkpoint.every == 0:
                 history = {prompt: asdict(seen) for prompt, seen in trainer.history.items()}
-                checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config), history)
-                _keep_best(config, best)
+                if ranks.first:
+                    checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config), history)
+                    _keep_best(config, best)
             if stop and not last:
                 raise Stopped(f"stopped after step {step}, as it was asked to: t2i-rl train --resume {run} goes on")
-        _finish(config, heldout, tracker)
+        if ranks.first:
+            _finish(config, heldout, tracker)
     return run
 
 
@@ -254,7 +276,7 @@ def _shown(heldout: Sequence[Prompt]) -> list[Prompt]:
     return balanced(heldout, 2)[:STRIP]
 
 
-def _finish(config: TrainConfig, heldout: Sequence[Prompt], tracker: MetricsLog) -> None:
+def _finish(config: TrainConfig, heldout: Sequence[Prompt], tracker: Numbers) -> None:
     """What comes after the last checkpoint: the best one by name, and the pictures, one of which may fail."""
     run, rows = config.out, tracker.kept
     _keep_best(config, best_step(rows))  # once more, for a run that was killed before it

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
+import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
@@ -15,6 +16,7 @@ from rewards.threads import begin
 from t2i_rl.configuration.config import OnRewardFailure
 from t2i_rl.errors import UserError
 from t2i_rl.methods.reward_mixing import weighted_sum
+from t2i_rl.parallel.ranks import Ranks
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout
 
@@ -70,6 +72,26 @@ class Scorer:
             self.seconds += time.perf_counter() - began
 
 
+def of_all(ranks: Ranks, scores: Scores | None) -> Scores:
+    """The scores of all processes' images, in their order; a process without images gives None."""
+    own = None
+    if scores is not None:
+        numbers = {part: values.tolist() for part, values in scores.parts.items()}
+        own = scores.total.tolist(), numbers, scores.reasons, [*scores.failures.items()], dict(scores.faults)
+    return joined(
+        [
+            Scores(
+                torch.tensor(total, dtype=torch.float32),
+                {part: torch.tensor(values, dtype=torch.float32) for part, values in parts.items()},
+                tuple(reasons),
+                dict(failures),
+                faults,
+            )
+            for total, parts, reasons, failures, faults in filter(None, ranks.each(own))
+        ]
+    )
+
+
 def verdict_name(parts: Iterable[str]) -> str | None:
     """The part of a reward that says of an image right or wrong: `strict`, or `NAME/strict` in a sum of rewards.
 
@@ -80,18 +102,24 @@ def verdict_name(parts: Iterable[str]) -> str | None:
 
 
 def with_rewards(
-    records: Sequence[Prompt], rollout: Rollout, scores: Scores, weights: Mapping[str, float], name: str
+    records: Sequence[Prompt],
+    rollout: Rollout,
+    scores: Scores,
+    weights: Mapping[str, float],
+    name: str,
+    mine: Sequence[int],
 ) -> Groups:
     """The groups with what their images earned: the total or, where parts have weights, the weighted sum of these.
 
+    rollout: those of the groups that are `mine`.
     name: of the reward, for the UserError about a part that it does not give.
     """
-    shape = rollout.tokens.shape[:2]
+    shape = len(records), rollout.group_size
     numbers: Mapping[str, Float[Tensor, " B"]] = {**scores.parts, "total": scores.total} if weights else scores.parts
     if unknown := weights.keys() - numbers.keys():
         raise UserError(f"reward-weights names {min(unknown)!r}, but {name} gives {', '.join(numbers)}: choose")
     parts = {part: values.view(shape) for part, values in numbers.items()}
     if not weights:
-        return Groups(tuple(records), rollout, scores.total.view(shape), parts)
+        return Groups(tuple(records), rollout, scores.total.view(shape), parts, tuple(mine))
     summed = weighted_sum([parts[part] for part in weights], [*weights.values()])
-    return Groups(tuple(records), rollout, summed, parts)
+    return Groups(tuple(records), rollout, summed, parts, tuple(mine))

@@ -63,6 +63,12 @@ def backward(
     return sums, torch.cat(log_probs)
 
 
+def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What the optimizer's next step would take."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def apply_gradient(optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int) -> float:
     """Clip the gradient, let the optimizer step and clear the gradient; returns its norm before clipping.
 

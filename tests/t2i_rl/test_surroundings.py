@@ -111,7 +111,7 @@ def test_what_is_no_failure_of_files_stays_as_it_is(tmp_path: Path):
     assert caught.value.filename is None
 
 
-def full(*_: object) -> None:
+def full(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB.")
 
 
@@ -224,13 +224,13 @@ def test_without_a_home_nothing_was_recorded_and_a_cache_is_asked_for(capsys: py
 
 
 @pytest.mark.parametrize("words", ["train --model tiny", "train --resume runs/a"])
-def test_training_is_one_process(
+def test_a_process_that_does_not_know_its_number(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(words.split()) == 2
-    assert "training is one process on one device, but WORLD_SIZE is 2" in sentence(capsys)
+    assert "the surroundings say RANK '', WORLD_SIZE '2', LOCAL_RANK ''" in sentence(capsys)
     assert not list(tmp_path.iterdir())
 
 

@@ -59,7 +59,10 @@ class EntropyTokens:
     ) -> TokenCredit:
         entropy = rollout.statistics["entropy"]
         values = entropy if self.which == "top" else -entropy
-        mask = above_quantile(values, self.share) if self.over == "batch" else top_tokens(values, self.share)
+        if self.over == "batch":
+            mask = values >= upper_quantile(context.everyone(values), self.share)
+        else:
+            mask = top_tokens(values, self.share)
         return TokenCredit(entropy.new_ones(entropy.shape), mask, {"entropy": mask})
 
 
@@ -101,12 +104,12 @@ def check_share(rule: str, share: float) -> None:
         raise UserError(f"{rule}: the share {share} of the tokens must be in (0, 1]")
 
 
-def above_quantile(values: Float[Tensor, "P G N"], share: float) -> Bool[Tensor, "P G N"]:
-    """The values that reach the `1 - share` quantile of all, linearly interpolated."""
+def upper_quantile(values: Float[Tensor, "P G N"], share: float) -> Float[Tensor, ""]:
+    """The `1 - share` quantile of the values, linearly interpolated."""
     ordered = values.flatten().sort().values
     place = (1 - share) * (len(ordered) - 1)
     below, part = ordered[math.floor(place)], place - math.floor(place)
-    return values >= below + part * (ordered[math.ceil(place)] - below)
+    return below + part * (ordered[math.ceil(place)] - below)
 
 
 def top_tokens(values: Float[Tensor, "... N"], share: float) -> Bool[Tensor, "... N"]:

@@ -5,7 +5,7 @@ Nothing here imports torch before it is called: the command line reads the rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -37,6 +37,23 @@ class TokenCredit:
     kl: Float[Tensor, "P G N"] | None = None
     advantages: Float[Tensor, "P G N"] | None = None
 
+    def within(self, valid: Bool[Tensor, "P G N"]) -> TokenCredit:
+        """The same, and none for the other tokens."""
+        kl, advantages = (
+            None if values is None else values.masked_fill(~valid, 0) for values in (self.kl, self.advantages)
+        )
+        return TokenCredit(self.weight.masked_fill(~valid, 0), self.mask & valid, self.classes, kl, advantages)
+
+    def first(self, groups: int) -> TokenCredit:
+        """Of so many groups."""
+        return TokenCredit(
+            self.weight[:groups],
+            self.mask[:groups],
+            {name: tokens[:groups] for name, tokens in self.classes.items()},
+            None if self.kl is None else self.kl[:groups],
+            None if self.advantages is None else self.advantages[:groups],
+        )
+
 
 @dataclass(frozen=True)
 class Context:
@@ -45,12 +62,14 @@ class Context:
     advantages: of the images; None where they are not known.
     step, steps: the number of the update, from 1, and of all updates of the run.
     seed: of the run.
+    everyone: values of the rollout's groups to those of all groups in the batch, of which a process has its share.
     """
 
     advantages: Float[Tensor, "P G"] | None = None
     step: int = 1
     steps: int = 1
     seed: int = 0
+    everyone: Callable[[Float[Tensor, "P ..."]], Float[Tensor, "Q ..."]] = lambda values: values
 
     @property
     def progress(self) -> float:

@@ -46,8 +46,14 @@ class UncertaintyShaping:
         context: Context = UNKNOWN,
     ) -> TokenCredit:
         certainty, logit = (rollout.statistics[name] for name in self.statistics)
+        lowest, highest = context.everyone(logit.amin(-1)).min(), context.everyone(logit.amax(-1)).max()
         shaped = shaped_advantages(
-            context.known_advantages("ucas"), certainty.sum(-1), logit, self.success, self.failure, self.penalty
+            context.known_advantages("ucas"),
+            certainty.sum(-1),
+            (logit - lowest) / (highest - lowest).where(highest > lowest, 1),
+            self.success,
+            self.failure,
+            self.penalty,
         )
         ones = shaped.new_ones(shaped.shape)
         return TokenCredit(ones, ones.bool(), advantages=shaped)
@@ -56,7 +62,7 @@ class UncertaintyShaping:
 def shaped_advantages(
     advantages: Float[Tensor, "P G"],
     certainty: Float[Tensor, "P G"],
-    logit: Float[Tensor, "P G N"],
+    logit: Float[Tensor, "P G N"],  # between the lowest of the batch, 0, and the highest, 1
     success: float,
     failure: float,
     penalty: float,
@@ -65,6 +71,5 @@ def shaped_advantages(
     z = (certainty - certainty.mean(-1, keepdim=True)) / (certainty.std(-1, keepdim=True) + 1e-6)
     good = advantages > 0
     image = (advantages * (-success * z).exp().where(good, (failure * z).exp()))[..., None]
-    spread = logit.max() - logit.min()
-    token = image - penalty * (logit - logit.min()) / spread.where(spread > 0, 1)
+    token = image - penalty * logit
     return token.clamp(min=0).where(good[..., None], token)

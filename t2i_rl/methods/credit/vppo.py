@@ -51,18 +51,21 @@ class PerceptiveTokens:
 
         dependency = contrast(rollout.statistics["logp_cond"], rollout.statistics["logp_uncond"], "k3")
         kept = highest(dependency, self.share)
-        factor = trajectory_factor(dependency.mean(-1), self.least)
+        images = dependency.mean(-1)
+        factor = trajectory_factor(images, context.everyone(images), self.least)
         weight = kept * factor[..., None]
         return TokenCredit(weight, kept.new_ones(kept.shape).bool(), {"perceptive": kept.bool()})
 
 
-def trajectory_factor(dependency: Float[Tensor, "P G"], least: float) -> Float[Tensor, "P G"]:
+def trajectory_factor(
+    dependency: Float[Tensor, "P G"], batch: Float[Tensor, "Q G"], least: float
+) -> Float[Tensor, "P G"]:
     """`least + n (most - least)`, n the min-max of the batch's values and `most` such that the mean is 1.
 
     Equal values give 1.
     """
-    stretched = dependency - dependency.min()
-    if stretched.max() == 0:
+    spread = batch - batch.min()
+    if spread.max() == 0:
         return dependency.new_ones(dependency.shape)
-    stretched = stretched / stretched.max()
-    return least + stretched * (1 - least) / stretched.mean()
+    stretched = (dependency - batch.min()) / spread.max()
+    return least + stretched * (1 - least) / (spread / spread.max()).mean()

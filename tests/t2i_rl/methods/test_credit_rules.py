@@ -169,10 +169,12 @@ def test_top_and_bottom_entropy_are_opposite_ends() -> None:
 
 
 def test_images_weigh_one_on_average() -> None:
-    factor = trajectory_factor(torch.rand((P, G), generator=torch.Generator().manual_seed(0)), 0.9)
+    images = torch.rand((P, G), generator=torch.Generator().manual_seed(0))
+    factor = trajectory_factor(images, images, 0.9)
     torch.testing.assert_close(factor.mean(), torch.tensor(1.0))
     torch.testing.assert_close(factor.min(), torch.tensor(0.9))
-    assert (trajectory_factor(torch.full((P, G), 0.2), 0.9) == 1).all()
+    equal = torch.full((P, G), 0.2)
+    assert (trajectory_factor(equal, equal, 0.9) == 1).all()
 
 
 def test_stage_compares_with_images_of_other_advantage_only() -> None:
