@@ -84,7 +84,9 @@ def _prompts(told: str | list[Any], path: Path) -> tuple[Prompt, ...]:
         return tuple(load_prompts(told if told in NAMES else str(path.parent / told)))
     if not told:
         raise UserError(f"{path}: 'prompts' is empty: write at least one")
-    return tuple(prompt_of(one, f"{path}, entry {number} of 'prompts'") for number, one in enumerate(told, start=1))
+    return tuple(
+        prompt_of(one, f"{path}, entry {number} of 'prompts'", path.parent) for number, one in enumerate(told, start=1)
+    )
 
 
 def _question(name: str, told: Any, path: Path) -> Question:

@@ -4,14 +4,14 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.settings import check_whole
 
-PROMPT = "prompt"
+PROMPT, IMAGES = "prompt", "images"
 NAMES = (PROMPT, "prompts")  # of the key or column, in any case
 Entries = Iterator[tuple[str, Any]]  # a place and what stands there
 
@@ -27,7 +27,8 @@ def read(text: str, origin: str) -> list[Prompt]:
     if kind == LINES:
         prompts = [Prompt(line.strip(), origin=place) for place, line in _lines(text, origin)]
     else:
-        prompts = [prompt_of(entry, place) for place, entry in KINDS[kind](text, origin)]
+        folder = Path(origin).parent
+        prompts = [prompt_of(entry, place, folder) for place, entry in KINDS[kind](text, origin)]
     if not prompts:
         raise UserError(f"{origin} holds no prompts: write at least one")
     return prompts
@@ -38,8 +39,11 @@ def suffix(origin: str | PurePath) -> str:
     return PurePosixPath(origin).suffix.lower()
 
 
-def prompt_of(entry: Any, place: str) -> Prompt:
-    """A text, or an object with the text `prompt`, as a prompt. Raises UserError that names its place."""
+def prompt_of(entry: Any, place: str, folder: Path) -> Prompt:
+    """A text, or an object with the text `prompt`, as a prompt. Raises UserError that names its place.
+
+    folder: what the pictures of a question, the texts in `images`, are relative to.
+    """
     record = {PROMPT: entry} if isinstance(entry, str) else entry
     if not isinstance(record, dict):
         raise UserError(f'{place} has no `{PROMPT}`: write a text, or an object such as {{"{PROMPT}": "a red cube"}}')
@@ -52,7 +56,10 @@ def prompt_of(entry: Any, place: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place}: `{found[0]}` is {text!r}, but it has to be a text that is not empty")
     check_whole(json.dumps(record, ensure_ascii=False, default=str), place)
-    return Prompt(text, {PROMPT if key == found[0] else key: value for key, value in record.items()}, place)
+    metadata = {PROMPT if key == found[0] else key: value for key, value in record.items()}
+    named = record.get(IMAGES)
+    shown = named if isinstance(named, list) and all(isinstance(one, str) for one in named) else []
+    return Prompt(text, metadata, place, pictures=tuple(folder / one for one in shown))
 
 
 def _lines(text: str, origin: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
 
 UNTAGGED = "all"
 
@@ -14,11 +18,13 @@ UNTAGGED = "all"
 class Prompt:
     """A prompt and what its reward needs to know: for GenEval its record (`tag`, `include`, `exclude`).
 
+    pictures: what the marks `<image>` in the text stand for, as files or as pixels; a model that draws reads none.
     origin: the file and the line that it was read from, for errors; "" where it was read from none.
     """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[Path | UInt8[np.ndarray, "H W 3"], ...] = field(default=(), compare=False, kw_only=True)
     origin: str = field(default="", compare=False)
 
 
