@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OutFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 USAGE = """usage: t2i-rl data make NAME [OPTIONS] | get NAME [OPTIONS] | list
 
-  make      write a set of prompts that needs no download: {made}
+  make      write a set of prompts that is computed here, or read from published files with pictures: {made}
   get       download a set: {got}
   list      what each set is, whether its checksum is known, where it lies
 
@@ -29,19 +29,22 @@ TRAINING = {"geneval-train": 50_000, "geneval-train-seen": 50_000, "geneval-unse
 
 @dataclass(frozen=True, kw_only=True)
 class Make:
-    """Write a prompt set that is computed, not downloaded; the same seed writes the same bytes.
+    """Write a prompt set that is computed, or questions with pictures in our form; the same again writes the same.
 
     Attributes:
         name: geneval, geneval-train, geneval-heldout, geneval-train-seen, geneval-unseen, t2i-r1-train or
-            t2i-r1-heldout.
+            t2i-r1-heldout; virl39k, mathverse, mathvision, mm12k, logicvista or mmmu-pro.
         n: records; 50000 for training sets and 1024 for geneval-unseen if not given. The others have a fixed size.
         seed: of the choices.
-        out: where to, in place of the cache (from which --prompts NAME reads).
+        source: of questions with pictures, the published files: their folder, or one file; fetched from the hub if not
+            given.
+        out: where to, in place of the cache (from which --prompts NAME reads); pictures lie beside it.
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     n: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     seed: int = 0
+    source: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     out: OutFile = None
 
 
@@ -92,13 +95,39 @@ def _make(arguments: Sequence[str]) -> None:
 
     from t2i_rl.outputs import whole_file
     from t2i_rl.prompts.geneval import lines
+    from t2i_rl.prompts.visual.sets import VISUAL
 
     out = wanted.out or prompt_sets.place(wanted.name)
+    if wanted.name in VISUAL:
+        _make_questions(wanted, out)
+        return
+    if wanted.source:
+        raise UserError(f"{wanted.name} is computed, not read from files: leave out --source")
     found, length = _records(wanted.name, total, wanted.seed)
     with whole_file(out) as file:
         for line in track(lines(found), wanted.name, total=length):
             file.write(line)
     print(f"{out}: {length:,} records")
+
+
+def _make_questions(wanted: Make, out: Path) -> None:
+    from rich.progress import track
+
+    from t2i_rl.outputs import whole_file
+    from t2i_rl.prompts.visual import make
+    from t2i_rl.prompts.visual.sets import VISUAL
+
+    if wanted.source and not wanted.source.exists():
+        raise UserError(f"there is no {wanted.source}: give the folder of the published files with --source")
+    records = make.Records(wanted.name, wanted.source or make.downloaded(wanted.name), out)
+    written, usual = 0, VISUAL[wanted.name].questions
+    with whole_file(out) as file:
+        for line in track(make.lines(records), wanted.name, total=usual):
+            file.write(line)
+            written += 1
+    others = f", {usual:,} are usual" if written != usual else ""
+    lacking = f", without {records.left_out} that have no answer" if records.left_out else ""
+    print(f"{out}: {written:,} questions{others}{lacking}")
 
 
 def _records(name: str, total: int, seed: int) -> tuple[Iterable[Record], int]:

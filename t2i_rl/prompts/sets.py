@@ -142,6 +142,17 @@ SETS: dict[str, PromptSet] = {
         {"t2i-r1-heldout": Source("t2i-r1-heldout.jsonl")},
         made=True,
     ),
+    **{
+        name: PromptSet(about, {name: Source(f"{name}.jsonl")}, "see its hub page", made=True)
+        for name, about in {
+            "virl39k": "ViRL39K: 38,870 questions of mathematics and science, most with pictures, with their answers",
+            "mathverse": "the MathVerse benchmark as VPPO's and GCPO's figures take it: 2,180 questions with choices",
+            "mathvision": "the MathVision benchmark, likewise: 2,907 questions",
+            "mm12k": "the test questions of MMK12, likewise: 2,000 of four subjects",
+            "logicvista": "the LogicVista benchmark, likewise: 447 questions",
+            "mmmu-pro": "the MMMU-Pro benchmark, likewise: 1,730 questions inside their pictures",
+        }.items()
+    },
 }
 NAMES = {name: known for known in SETS.values() for name in known.files}
 
