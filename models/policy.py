@@ -13,13 +13,16 @@ What stands behind a row's end is any token, and nothing that it holds reaches w
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from models.question import Question
+
+Item = TypeVar("Item")
+Rows = Sequence[int] | slice  # of a batch; a slice of a tensor is a view, and no device is asked for it
 
 MOST_SIDE = 1024  # tokens along a map, beyond every model: where a config says more, it is damaged
 
@@ -54,6 +57,7 @@ class Condition:
     """What the prompts become: one tensor `[K, P, ...]` per name, opaque outside its model family.
 
     prompts: what each is known by, `models.question.Question.key`.
+    tensors: on the policy's device, but for `lengths`, which say how wide a batch is: they stay on the CPU.
     """
 
     prompts: tuple[str, ...]
@@ -62,15 +66,18 @@ class Condition:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def take(self, rows: Sequence[int]) -> Self:
+    def take(self, rows: Rows) -> Self:
         """The condition of the given prompts, in that order, repetitions allowed."""
-        index = torch.as_tensor(rows, dtype=torch.long)
-        tensors = {name: tensor.index_select(1, index.to(tensor.device)) for name, tensor in self.tensors.items()}
-        return type(self)(tuple(self.prompts[row] for row in rows), tensors)
+        index = rows if isinstance(rows, slice) else torch.as_tensor(rows, dtype=torch.long)
+        return type(self)(picked(self.prompts, rows), {name: tensor[:, index] for name, tensor in self.tensors.items()})
 
     def repeat(self, group_size: int) -> Self:
         """One row per sample: each prompt `group_size` times, prompt-major."""
         return self.take([row for row in range(len(self)) for _ in range(group_size)])
+
+
+def picked(items: Sequence[Item], rows: Rows) -> tuple[Item, ...]:
+    return tuple(items[rows] if isinstance(rows, slice) else [items[row] for row in rows])
 
 
 State = Any  # of one decoding run; every family has its own

@@ -29,6 +29,7 @@ from models.parts.control_tokens import control_tokens
 from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
 from models.parts.packed import packed
+from models.parts.padding import trimmed
 from models.parts.pixels import to_bytes
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
@@ -136,27 +137,28 @@ class JanusPolicy:
     @torch.no_grad()
     def prefill(self, condition: Condition, group_size: int, branches: int) -> JanusState:
         """Each distinct row is read once: the null rows of prompts of one length are the same row."""
-        ids, lengths = condition.tensors["ids"][:branches], condition.tensors["lengths"][:branches]
-        keyed = torch.cat([lengths[..., None], ids], dim=-1).flatten(0, 1)
+        ids, pads = self._ids(condition, branches)
+        keyed = ids if pads is None else torch.cat([ids, pads[:, None]], dim=-1)
         distinct, owner = keyed.unique(dim=0, return_inverse=True)
-        pads = ids.shape[-1] - distinct[:, 0]
         width, slots = ids.shape[-1], ids.shape[-1] + self.layout.tokens - 1
+        if pads is not None:
+            distinct, pads = distinct[:, :width], distinct[:, width]
 
         cache = llama.KeyValueCache.empty(self.language_model, len(distinct), width)
         cos, sin = self._rope(pads, slots)
         rope = cos[:, :, :width], sin[:, :, :width]
-        embedded = self.language_model.embed_tokens(distinct[:, 1:])
+        embedded = self.language_model.embed_tokens(distinct)
         hidden = llama.run(self.language_model, embedded, rope, llama.causal_mask(pads, width), cache)
 
         rows = owner.repeat_interleave(group_size)
-        seen = torch.arange(slots, device=self.device) >= pads[rows, None]
+        seen = None if pads is None else torch.arange(slots, device=self.device) >= pads[rows, None]
         return JanusState(
             decoder=packed(self.language_model),
             image_head=packed(self.model.model.generation_head),
             cache=cache.expand(rows, slots),
-            cos=cos[rows],
-            sin=sin[rows],
-            visible=seen[:, None, None] if bool(pads.any()) else None,
+            cos=cos if pads is None else cos[rows],
+            sin=sin if pads is None else sin[rows],
+            visible=None if seen is None else seen[:, None, None],
             branches=branches,
             hidden=hidden[rows, -1:],
         )
@@ -174,8 +176,7 @@ class JanusPolicy:
         state.hidden = llama.run(state.decoder, embedded, rope, visible, state.cache)
 
     def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
-        ids, lengths = condition.tensors["ids"][:branches], condition.tensors["lengths"][:branches]
-        ids, pads = ids.flatten(0, 1), (ids.shape[-1] - lengths).flatten()
+        ids, pads = self._ids(condition, branches)
         image = self._embed(tokens[:, :-1]).repeat(branches, 1, 1)
         embedded = torch.cat([self.language_model.embed_tokens(ids), image], dim=1)
         width = embedded.shape[1]
@@ -220,10 +221,19 @@ class JanusPolicy:
     def _embed(self, tokens: Int[Tensor, "R T"]) -> Float[Tensor, "R T D"]:
         return self.model.prepare_embeddings_for_image_generation(tokens)
 
-    def _rope(self, pads: Int[Tensor, " B"], slots: int) -> tuple[Float[Tensor, "B 1 S d"], Float[Tensor, "B 1 S d"]]:
-        """Rotary tables by slot; positions count from the first real token."""
-        positions = (torch.arange(slots, device=pads.device) - pads[:, None]).clamp(min=0)
+    def _ids(self, condition: Condition, branches: int) -> tuple[Int[Tensor, "B L"], Int[Tensor, " B"] | None]:
+        """The token ids of the first branches, and their padding where there is some."""
+        ids, lengths = condition.tensors["ids"][:branches], condition.tensors["lengths"][:branches]
+        return trimmed(ids.flatten(0, 1), lengths.flatten())
+
+    def _rope(
+        self, pads: Int[Tensor, " B"] | None, slots: int
+    ) -> tuple[Float[Tensor, "B 1 S d"], Float[Tensor, "B 1 S d"]]:
+        """Rotary tables by slot, one for all rows if none is padded; positions count from the first real token."""
         cos, sin = llama.rope_table(self.language_model, slots)
+        if pads is None:
+            return cos[None, None], sin[None, None]
+        positions = (torch.arange(slots, device=pads.device) - pads[:, None]).clamp(min=0)
         return cos[positions][:, None], sin[positions][:, None]
 
 
@@ -239,4 +249,4 @@ def condition_from_ids(
     width = max(len(row) for rows in branches for row in rows)
     ids = torch.tensor([[[pad] * (width - len(row)) + list(row) for row in rows] for rows in branches])
     lengths = torch.tensor([[len(row) for row in rows] for rows in branches])
-    return Condition(prompts, {"ids": ids.to(device), "lengths": lengths.to(device)})
+    return Condition(prompts, {"ids": ids.to(device), "lengths": lengths})

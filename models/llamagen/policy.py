@@ -53,6 +53,7 @@ from models.parts.control_tokens import control_tokens
 from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
 from models.parts.packed import packed
+from models.parts.padding import trimmed
 from models.parts.pixels import to_bytes
 from models.parts.vq import TRAINING_COUNTER, load_vq, original_weights, pixels_per_token
 from models.policy import Condition, TokenLayout
@@ -176,7 +177,7 @@ class LlamaGenPolicy:
         width = int(lengths.max())
         like = self.transformer.lm_head.weight
         padded = [torch.stack([F.pad(row.to(like), (0, 0, width - len(row), 0)) for row in rows]) for rows in branches]
-        return Condition(tuple(prompts), {"features": torch.stack(padded), "lengths": lengths.to(like.device)})
+        return Condition(tuple(prompts), {"features": torch.stack(padded), "lengths": lengths})
 
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
         """The scale, up to the end of `cfg_interval`."""
@@ -195,13 +196,13 @@ class LlamaGenPolicy:
         hidden = llama.run(self.transformer.model, text, (cos[:width], sin[:width]), mask, cache)
 
         rows = torch.arange(batch, device=self.device).repeat_interleave(group_size)
-        seen = torch.arange(len(cos), device=self.device) >= pads[rows, None]
+        seen = None if pads is None else torch.arange(len(cos), device=self.device) >= pads[rows, None]
         return LlamaGenState(
             transformer=packed(self.transformer),
             cache=cache.expand(rows, len(cos)),
             cos=cos,
             sin=sin,
-            visible=seen[:, None, None] if bool(pads.any()) else None,
+            visible=None if seen is None else seen[:, None, None],
             branches=branches,
             hidden=hidden[rows, -1:],
         )
@@ -269,11 +270,13 @@ class LlamaGenPolicy:
         write_weights(path, in_memory(self.transformer.named_weights()))
         save_file({name: tensor.contiguous() for name, tensor in original_weights(self.vq).items()}, path / VQ[0])
 
-    def _read_text(self, condition: Condition, branches: int) -> tuple[Float[Tensor, "B L D"], Int[Tensor, " B"]]:
-        """The projected captions of the first branches, and how many of their rows are padding."""
+    def _read_text(
+        self, condition: Condition, branches: int
+    ) -> tuple[Float[Tensor, "B L D"], Int[Tensor, " B"] | None]:
+        """The projected captions of the first branches, and their padding where there is some."""
         features, lengths = condition.tensors["features"][:branches], condition.tensors["lengths"][:branches]
-        text = self.transformer.captions(features.flatten(0, 1))
-        return text, (features.shape[2] - lengths).flatten()
+        features, pads = trimmed(features.flatten(0, 1), lengths.flatten())
+        return self.transformer.captions(features), pads
 
     def _rope(self, text_rows: int) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S d"]]:
         """The tables of all slots: the last image token is never fed."""

@@ -77,12 +77,12 @@ def rms_norm(norm: LlamaRMSNorm, x: Float[Tensor, "... D"]) -> Float[Tensor, "..
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def causal_mask(pads: Int[Tensor, " B"], width: int) -> Bool[Tensor, "B 1 T T"] | None:
+def causal_mask(pads: Int[Tensor, " B"] | None, width: int) -> Bool[Tensor, "B 1 T T"] | None:
     """What each position sees when the first `pads` are padding; None where plain causality says it all.
 
     Padding sees itself: a row that sees nothing would be NaN, and so would its gradient.
     """
-    if not bool(pads.any()):
+    if pads is None:
         return None
     slot = torch.arange(width, device=pads.device)
     real = slot[None, None] >= pads[:, None, None]

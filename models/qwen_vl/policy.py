@@ -29,7 +29,8 @@ from models.parts.control_tokens import control_tokens
 from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
 from models.parts.packed import packed
-from models.policy import Condition, TokenLayout
+from models.parts.padding import trimmed
+from models.policy import Condition, Rows, TokenLayout, picked
 from models.question import Question, question
 from models.qwen_vl.checkpoint import open_checkpoint, stop_tokens
 from models.qwen_vl.pictures import Picture, read_picture, tower_inputs
@@ -48,9 +49,9 @@ class VisionCondition(Condition):
 
     pictures: tuple[tuple[tuple[Picture, ...], ...], ...]
 
-    def take(self, rows: Sequence[int]) -> Self:
+    def take(self, rows: Rows) -> Self:
         taken = Condition(self.prompts, self.tensors).take(rows)
-        pictures = tuple(tuple(branch[row] for row in rows) for branch in self.pictures)
+        pictures = tuple(picked(branch, rows) for branch in self.pictures)
         return type(self)(taken.prompts, taken.tensors, pictures)
 
 
@@ -60,7 +61,7 @@ class Read:
 
     embedded: Float[Tensor, "B L D"]
     positions: Int[Tensor, "3 B L"]
-    pads: Int[Tensor, " B"]
+    pads: Int[Tensor, " B"] | None
     deep: list[Float[Tensor, "B L D"]]
 
 
@@ -151,12 +152,12 @@ class QwenVLPolicy:
         pad = self.processor.tokenizer.pad_token_id
         tensors = {
             "ids": torch.tensor([[[pad] * (width - len(row)) + row for row in branch] for branch in rows]),
-            "lengths": torch.tensor([[len(row) for row in branch] for branch in rows]),
             "positions": torch.stack(
                 [torch.stack([F.pad(at, (width - at.shape[1], 0)) for at in branch]) for branch in places]
             ),
         }
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        tensors["lengths"] = torch.tensor([[len(row) for row in branch] for branch in rows])
         return VisionCondition(tuple(one.key for one in asked), tensors, pictures)
 
     def _pictures(self, asked: Question, known: dict[tuple[tuple[int, ...], bytes], Picture]) -> tuple[Picture, ...]:
@@ -184,13 +185,13 @@ class QwenVLPolicy:
 
         rows = torch.arange(batch, device=self.device).repeat_interleave(group_size)
         slots = width + CACHE_SLOTS
-        seen = torch.arange(slots, device=self.device) >= read.pads[rows, None]
+        seen = None if read.pads is None else torch.arange(slots, device=self.device) >= read.pads[rows, None]
         return QwenState(
             decoder=packed(self.language_model),
             text_head=packed(self.model.lm_head),
             cache=cache.expand(rows, slots),
             position=after(read.positions)[:, rows],
-            visible=seen[:, None, None] if bool(read.pads.any()) else None,
+            visible=None if seen is None else seen[:, None, None],
             branches=branches,
             hidden=hidden[rows, -1:],
         )
@@ -268,7 +269,9 @@ class QwenVLPolicy:
             raise ModelError(
                 "a model that answers in text has no branch without a prompt: give a negative prompt, or guidance 1"
             )
-        ids, lengths = ids[:branches].flatten(0, 1), lengths[:branches].flatten()
+        lengths = lengths[:branches].flatten()
+        ids, pads = trimmed(ids[:branches].flatten(0, 1), lengths)
+        positions, _ = trimmed(positions[:branches].flatten(0, 1), lengths, axis=2)
         rows = [row for branch in condition.pictures[:branches] for row in branch]
         embedded = self.language_model.embed_tokens(ids)
         deep: list[Tensor] = []
@@ -277,7 +280,7 @@ class QwenVLPolicy:
             here = (ids == self.model.config.image_token_id)[..., None]
             deep = [torch.zeros_like(embedded).masked_scatter(here, features.to(embedded)) for features in others]
             embedded = embedded.masked_scatter(here, main.to(embedded))
-        return Read(embedded, positions[:branches].flatten(0, 1).movedim(1, 0), ids.shape[-1] - lengths, deep)
+        return Read(embedded, positions.movedim(1, 0), pads, deep)
 
     def _features(self, pictures: Sequence[Picture]) -> list[Float[Tensor, "cells D"]]:
         """The tower's output for pictures in turn, then what it hands out on its way; each is read once."""

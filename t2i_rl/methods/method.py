@@ -79,6 +79,11 @@ class Method:
         return self.objective.beta > 0 or self.dynamic is not None or self.entropy_reward is not None
 
     @property
+    def compares_log_probs(self) -> bool:
+        """Whether the reference's log-probabilities of the tokens are looked at; the exact KL has its own pass."""
+        return self.needs_reference and (self.objective.kl != "full" or self.dynamic is not None)
+
+    @property
     def needs_group(self) -> bool:
         """Whether it compares the images of a prompt, so that there have to be two of them."""
         own_past = isinstance(self.scale, PromptBaseline)

@@ -15,7 +15,6 @@ micro-batches of any split add up. Log-probabilities are float32, of the distrib
 
 from __future__ import annotations  # with TYPE_CHECKING: the command line reads Objective without importing torch
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -121,14 +120,14 @@ class ImageRows:
         credit: TokenCredit,
         advantages: Float[Tensor, "P G"],
         old: Float[Tensor, "R N"] | None,
-        ref: Float[Tensor, "R N"] | None,
+        ref: Float[Tensor, "P G N"] | None,
     ) -> ImageRows:
         """The images of all groups, prompt-major."""
         earned = advantages if credit.advantages is None else credit.advantages
-        kl_weight = None if credit.kl is None else credit.kl.flatten(0, 1)
+        kl_weight, ref = (None if value is None else value.flatten(0, 1) for value in (credit.kl, ref))
         return cls(earned.flatten(0, 1), credit.weight.flatten(0, 1), credit.mask.flatten(0, 1), old, ref, kl_weight)
 
-    def take(self, rows: Sequence[int]) -> ImageRows:
+    def take(self, rows: slice) -> ImageRows:
         """Only these rows."""
         optional = (None if value is None else value[rows] for value in (self.old, self.ref, self.kl_weight))
         return ImageRows(self.advantages[rows], self.weight[rows], self.mask[rows], *optional)

@@ -48,7 +48,7 @@ class Setting:
         """The prompts with their occurrences, some at a time."""
         numbers = occurrences(self.prompts)
         for rows in micro_batches(len(self.prompts), self.at_once):
-            yield [self.prompts[row] for row in rows], [numbers[row] for row in rows]
+            yield [*self.prompts[rows]], numbers[rows]
 
 
 def windows(tokens: int, share: float) -> dict[str, slice]:

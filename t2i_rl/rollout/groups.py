@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from models.policy import Condition, Policy
+from models.policy import Condition, Policy, Rows
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.ends import row_lengths, valid_tokens
@@ -62,16 +62,20 @@ class Rollout:
         """Which tokens stand before their row's end: all of a picture."""
         return valid_tokens(self.lengths, self.tokens.shape[-1])
 
+    @property
+    def row_valid(self) -> Bool[Tensor, "R N"] | None:
+        """The same by row, prompt-major; None where all tokens of all rows are, so that nobody looks."""
+        return self.valid.flatten(0, 1) if self.stop_tokens or self.idle else None
+
     @cached_property
     def row_condition(self) -> Condition:
         """The condition with one row per sample, prompt-major."""
         return self.condition.repeat(self.group_size)
 
-    def take(self, prompts: Sequence[int]) -> "Rollout":
+    def take(self, prompts: Rows) -> "Rollout":
         """Only the groups of these prompts."""
-        rows = list(prompts)
-        kept = {name: values[rows] for name, values in self.statistics.items()}
-        return Rollout(self.condition.take(rows), self.tokens[rows], kept, self.stop_tokens)
+        kept = {name: values[prompts] for name, values in self.statistics.items()}
+        return Rollout(self.condition.take(prompts), self.tokens[prompts], kept, self.stop_tokens)
 
     def settled(self) -> "Rollout":
         """The same without columns behind all ends; behind the other ends a stop token, and 0 for statistics."""

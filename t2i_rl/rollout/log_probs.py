@@ -96,10 +96,8 @@ def replay(
     places = None if valid is None else valid.flatten().nonzero()[:, 0]
     if places is not None:
         flat = [part.index_select(max(0, part.ndim - 2), places) for part in flat]
-    parts = zip(*(part.split(chunk, dim=max(0, part.ndim - 2)) for part in flat), strict=True)
     weights = [weight for weight in policy.module.parameters() if weight.requires_grad]
-    pieces = [_Recomputed.apply(piece, weights, *part, *weights) for part in parts]
-    values = torch.cat(pieces, -1)
+    values = _Recomputed.apply(piece, chunk, weights, *flat, *weights)
     if places is not None:
         values = values.new_zeros(len(values), tokens.numel()).index_copy(1, places, values)
     lp, *others = values.unflatten(-1, tokens.shape)
@@ -111,28 +109,37 @@ def replay(
 
 
 class _Recomputed(torch.autograd.Function):
-    """A piece's values at the tokens of a chunk, of which nothing is kept for backward but what it is computed from.
+    """A piece's values at all tokens, a chunk at a time, of which only what it is computed from is kept for backward.
 
-    Backward computes the piece again, only at the tokens that have a gradient: those without credit cost none.
+    Backward computes the piece again, only at the tokens that have a gradient: those without credit cost none. To find
+    them is the one look of a micro-batch for which the host waits.
     The weights that the piece may read are handed over once more for their gradients' sake.
     """
 
     @staticmethod
-    def forward(ctx: Any, piece: Callable[..., Tensor], weights: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.piece, ctx.weights = piece, weights
-        ctx.save_for_backward(*tensors[: len(tensors) - len(weights)])
-        return piece(*ctx.to_save)
+    def forward(ctx: Any, piece: Callable[..., Tensor], chunk: int, weights: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.piece, ctx.chunk, ctx.weights = piece, chunk, weights
+        given = tensors[: len(tensors) - len(weights)]
+        ctx.save_for_backward(*given)
+        parts = zip(*(part.split(chunk, dim=max(0, part.ndim - 2)) for part in given), strict=True)
+        return torch.cat([piece(*part) for part in parts], -1)
 
     @staticmethod
     def backward(ctx: Any, pulled: Float[Tensor, "values T"]) -> tuple[Tensor | None, ...]:
         chosen, factor, own, *others = ctx.saved_tensors
-        rows = (pulled != 0).any(0).nonzero()[:, 0]
-        with torch.enable_grad():
-            states = own.detach()[:, rows].requires_grad_()
-            values = ctx.piece(chosen[rows], factor[rows], states, *(part[:, rows] for part in others))
-        pull, *pulls = torch.autograd.grad(values, [states, *ctx.weights], pulled[:, rows], allow_unused=True)
-        whole = torch.zeros_like(own).index_copy(1, rows, pull)
-        return None, None, None, None, whole, *(None for _ in others), *pulls
+        whole, pulls = torch.zeros_like(own), list[Tensor | None]([None] * len(ctx.weights))
+        for rows in (pulled != 0).any(0).nonzero()[:, 0].split(ctx.chunk):
+            with torch.enable_grad():
+                states = own.detach()[:, rows].requires_grad_()
+                values = ctx.piece(chosen[rows], factor[rows], states, *(part[:, rows] for part in others))
+            pull, *more = torch.autograd.grad(values, [states, *ctx.weights], pulled[:, rows], allow_unused=True)
+            whole.index_copy_(1, rows, pull)
+            pulls = [_sum(*both) for both in zip(pulls, more, strict=True)]
+        return None, None, None, None, None, whole, *(None for _ in others), *pulls
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
 
 
 def _states(
@@ -173,23 +180,31 @@ def log_probs(
 
 
 @torch.no_grad()
-def frozen_log_probs(
+def frozen_replay(
     policy: Policy,
     condition: Condition,
     tokens: Int[Tensor, "R N"],
     micro_batch: int,
     distribution: TokenDistribution = CONDITIONAL,
+    with_entropy: bool = False,
     valid: Bool[Tensor, "R N"] | None = None,
-) -> Float[Tensor, "R N"]:
-    """`log_probs` without gradient, in the micro-batches of the update, so that equal weights give equal bits."""
-    return torch.cat(
-        [
-            log_probs(policy, condition.take(rows), tokens[rows], distribution, None if valid is None else valid[rows])
-            for rows in micro_batches(len(tokens), micro_batch)
-        ]
-    )
+) -> Replay:
+    """`replay` without gradient, in the micro-batches of the update, so that equal weights give equal bits."""
+    parts = [
+        replay(
+            policy,
+            condition.take(rows),
+            tokens[rows],
+            distribution,
+            with_entropy,
+            valid=None if valid is None else valid[rows],
+        )
+        for rows in micro_batches(len(tokens), micro_batch)
+    ]
+    entropies = [part.entropy for part in parts if part.entropy is not None]
+    return Replay(torch.cat([part.lp for part in parts]), torch.cat(entropies) if entropies else None)
 
 
-def micro_batches(rows: int, size: int) -> list[range]:
-    """Consecutive row ranges of at most `size` rows."""
-    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+def micro_batches(rows: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` rows."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

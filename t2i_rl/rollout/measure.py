@@ -10,7 +10,7 @@ from models.policy import Policy
 from t2i_rl.rollout.distribution import mix, token_guidance
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import CHUNK, micro_batches
-from t2i_rl.rollout.names import CONTRASTS
+from t2i_rl.rollout.names import CONTRASTS, GUIDED
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, StepLogits, check_ends
 
@@ -25,7 +25,7 @@ def measure(
     Raises UserError for a statistic that answers of different lengths do not have.
     """
     check_ends(policy, names)
-    guidance = token_guidance(policy, sampling)
+    guidance = token_guidance(policy, sampling) if GUIDED & {*names} else None
     branches = 2 if guidance is not None or CONTRASTS & {*names} else 1
     measured: dict[str, list[Tensor]] = {name: [] for name in names}
     for prompts in micro_batches(len(rollout.prompts), micro_batch):
@@ -33,8 +33,7 @@ def measure(
         tokens = part.tokens.flatten(0, 1)
         hidden = policy.hidden(part.row_condition, tokens, branches)
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for places in micro_batches(tokens.shape[1], max(1, CHUNK // len(tokens))):
-            at = slice(places.start, places.stop)
+        for at in micro_batches(tokens.shape[1], max(1, CHUNK // len(tokens))):
             logits = policy.head(hidden[:, :, at])
             conditional, unconditional = logits[0], logits[1] if branches == 2 else None
             mixed = conditional if guidance is None else mix(conditional, unconditional, guidance[at, None])

@@ -21,6 +21,10 @@ StatisticName = Literal[
 CONTRASTS = frozenset({"kl_cond_uncond", "js_cond_uncond", "logp_uncond"})
 
 
+# Those of the guided distribution, which is mixed from both branches.
+GUIDED = frozenset({"entropy", "logp_guided", "logp_cfg"})
+
+
 # Those that compare the tokens of a group place by place, which answers of different lengths do not share.
 PLACE_BY_PLACE = frozenset({"group_divergence"})
 

@@ -11,6 +11,7 @@ from t2i_rl.errors import fitting
 SMALLER = {  # what makes a phase take less memory
     "sample": "a smaller rollout.micro-batch or rollout.group-size",
     "decode": "a smaller rollout.micro-batch or rollout.group-size",
+    "reference": "a smaller update.micro-batch",
     "score_wait": "a smaller rollout.micro-batch, or a --reward that is served on another GPU",
     "update": "a smaller update.micro-batch, update.gradient-checkpointing or a lora.rank",
 }

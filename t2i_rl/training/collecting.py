@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.policy import Condition, Policy
 from rewards.errors import RewardError
-from rewards.reward import Reward, Scores, dropped_groups
+from rewards.reward import Reward, dropped_groups
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.methods.advantages import zero_variance
 from t2i_rl.methods.method import Method
@@ -24,6 +24,7 @@ from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.passes import StatisticPasses
 from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.training.clock import Clock
+from t2i_rl.training.reference import ReferencePass
 from t2i_rl.training.scoring import Scorer, of_all, with_rewards
 
 
@@ -77,6 +78,7 @@ class Collector:
     """Samples groups, decodes and scores them: of several processes, each its share of whole groups.
 
     passes: the statistics that are measured on the way.
+    reference: what is measured of them under the reference, if a method needs it.
     """
 
     config: TrainConfig
@@ -85,6 +87,7 @@ class Collector:
     reward: Reward
     prompts: Sequence[Prompt]
     passes: StatisticPasses
+    reference: ReferencePass | None
     ranks: Ranks = ALONE
 
     def collect(self, step: int, clock: Clock) -> Collected:
@@ -99,14 +102,19 @@ class Collector:
             records = self.draw_prompts(step, attempt, missing)
             texts += [record.text for record in records]
             # Occurrences are counted over the whole step: a prompt that comes again gets other images.
-            numbers, own, found = occurrences(texts)[-missing:], self.ranks.share(len(records)), None
-            if own:
-                mine = slice(own.start, own.stop)
-                rollout, found = self.sample_and_score(step, records[mine], numbers[mine], clock)
-            else:  # only where few prompts are drawn again
-                rollout = rollout.take([])
-            with clock.phase("score_wait"):
-                scores = of_all(self.ranks, found)
+            numbers, own = occurrences(texts)[-missing:], self.ranks.share(len(records))
+            mine = slice(own.start, own.stop)
+            with Scorer(self.reward, self.config.on_reward_failure) as scorer:
+                if own:
+                    rollout = self.sample_and_submit(step, records[mine], numbers[mine], clock, scorer)
+                else:  # only where few prompts are drawn again
+                    rollout = rollout.take([])
+                if self.reference is not None:
+                    with clock.phase("reference"):
+                        rollout = self.reference.complete(rollout)
+                with clock.phase("score_wait"):
+                    scores = of_all(self.ranks, scorer.scores() if own else None)
+            clock.add("score", scorer.seconds)
             whole = (~dropped_groups(scores, settings.group_size)).nonzero()[:, 0].tolist()
             lost += len(records) - len(whole)
             faults.update(scores.faults)
@@ -127,28 +135,23 @@ class Collector:
         entropies = torch.cat([groups.rollout.statistics["entropy"] for groups in rounds])
         return Collected(tuple(rounds), self.ranks.mean(entropies), lost, faults)
 
-    def sample_and_score(
-        self, step: int, records: Sequence[Prompt], occurrence: Sequence[int], clock: Clock
-    ) -> tuple[Rollout, Scores]:
+    def sample_and_submit(
+        self, step: int, records: Sequence[Prompt], occurrence: Sequence[int], clock: Clock, scorer: Scorer
+    ) -> Rollout:
         """Groups of these prompts, in micro-batches of whole prompts: each is scored while the next is sampled."""
         settings = self.config.rollout
         parts: list[Rollout] = []
-        with Scorer(self.reward, self.config.on_reward_failure) as scorer:
+        with clock.phase("sample"):
+            texts = [record.text for record in records]
+            condition = encode(self.policy, texts, settings.sampling.negative_prompt)
+        for rows in micro_batches(len(records), settings.micro_batch):
             with clock.phase("sample"):
-                texts = [record.text for record in records]
-                condition = encode(self.policy, texts, settings.sampling.negative_prompt)
-            for rows in micro_batches(len(records), settings.micro_batch):
-                with clock.phase("sample"):
-                    parts.append(self.sample(step, condition.take(rows), [occurrence[row] for row in rows]))
-                with clock.phase("decode"):
-                    images = self.decode(parts[-1])
-                scorer.submit(records[rows.start : rows.stop], images)
-            with clock.phase("sample"):
-                rollout = self.passes.complete(self.policy, concatenate(parts, condition))
-            with clock.phase("score_wait"):
-                scores = scorer.scores()
-        clock.add("score", scorer.seconds)
-        return rollout, scores
+                parts.append(self.sample(step, condition.take(rows), occurrence[rows]))
+            with clock.phase("decode"):
+                images = self.decode(parts[-1])
+            scorer.submit(records[rows], images)
+        with clock.phase("sample"):
+            return self.passes.complete(self.policy, concatenate(parts, condition))
 
     def draw_prompts(self, step: int, attempt: int, size: int) -> list[Prompt]:
         """The prompts of a step, or those drawn in a later attempt to replace some of them."""

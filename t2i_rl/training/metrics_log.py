@@ -20,7 +20,7 @@ Names in `metrics.jsonl`:
 | updated_tokens | share of tokens that carry gradient |
 | credit_weight | mean weight of the updated tokens, before a running weight: how strongly rewards pull against the KL |
 | logprob_gap | largest difference between the sampler's and the trainer's log-probability of a token, in nats |
-| seconds/PHASE | wall time of sample, decode, score_wait (for the last scores, once all is sampled), update |
+| seconds/PHASE | wall time of sample, decode, reference (if there is one), score_wait (for the last scores), update |
 | seconds/score | how long the scorer worked, most of it while the step went on sampling: no phase of its own |
 | seconds/step | wall time of the step |
 | images_per_second | sampled images over the wall time of the step |

@@ -67,8 +67,12 @@ def hand_over(master: Parameter, weight: Tensor) -> None:
 
 
 def adamw(weights: Iterable[Parameter], update: UpdateConfig) -> torch.optim.AdamW:
-    """torch's own for float32 weights, such as adapters; for others the one above."""
+    """torch's own for float32 weights, such as adapters; for others the one above.
+
+    On CUDA one kernel steps on all weights at once (not run on a GPU yet); a CPU keeps the bits that it had.
+    """
     weights = list(weights)
     whole = all(weight.dtype == torch.float32 for weight in weights)
     kind = torch.optim.AdamW if whole else MasterAdamW
-    return kind(weights, lr=update.learning_rate, betas=update.betas, weight_decay=update.weight_decay)
+    fused = True if all(weight.is_cuda for weight in weights) else None
+    return kind(weights, lr=update.learning_rate, betas=update.betas, weight_decay=update.weight_decay, fused=fused)

@@ -5,7 +5,6 @@ know what every group earned, and denominators and gradients are sums over all.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +26,13 @@ from t2i_rl.methods.reward_mixing import normalize_then_sum
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout
-from t2i_rl.rollout.log_probs import TokenDistribution, frozen_log_probs
-from t2i_rl.rollout.measure import measure
+from t2i_rl.rollout.log_probs import TokenDistribution
 from t2i_rl.rollout.passes import StatisticPasses
-from t2i_rl.rollout.sampler import encode
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.collecting import Collector
+from t2i_rl.training.idle import IdleGroups
 from t2i_rl.training.optimizer import adamw
+from t2i_rl.training.reference import ENTROPY, LOG_PROB, ReferencePass
 from t2i_rl.training.scoring import verdict_name
 from t2i_rl.training.update import apply_gradient, backward, gradients, learning_rate
 
@@ -69,8 +68,12 @@ class Trainer:
         if method.entropy_reward is not None:
             names.add("entropy_cond")
         self.passes = StatisticPasses(frozenset(names), rollout.sampling, config.contrast_prompt, rollout.micro_batch)
-        self.collector = Collector(config, policy, method, reward, prompts, self.passes, ranks)
         self.reference = policy.reference() if method.needs_reference and reference is None else reference
+        self.idle = IdleGroups(ranks, policy, prompts[0].text, rollout.sampling.negative_prompt)
+        compared = None
+        if self.reference is not None:
+            compared = ReferencePass(self.reference, method, self.distribution, update.micro_batch, self.idle)
+        self.collector = Collector(config, policy, method, reward, prompts, self.passes, compared, ranks)
         self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
         self.trained = policy
         self.optimizer = adamw(self.trained.trainable_parameters(), update)
@@ -101,13 +104,14 @@ class Trainer:
     def advantages(self, groups: Groups) -> Float[Tensor, "P G"]:
         """How good each image is, among its group or against what its prompt has earned before."""
         rewards, scale, bonus = groups.rewards, self.method.scale, self.method.entropy_reward
-        if bonus is not None and self.reference is not None:
+        if bonus is not None:
             if verdict_name(groups.parts) is None:
                 raise UserError(
                     f"method {self.method.name} has an entropy reward, for images that are right, and "
                     f"{self.collector.reward.name} gives no strict verdict: set entropy_reward=none in the method"
                 )
-            rewards = bonus(rewards, *self.mean_entropies(groups.rollout, self.reference))
+            entropies = (groups.rollout.statistics[name] for name in ("entropy_cond", ENTROPY))
+            rewards = bonus(rewards, *(self.ranks.gather(values.mean(-1)).cpu() for values in entropies))
         if isinstance(scale, PromptBaseline):
             compared, self.history = scale(rewards, [record.text for record in groups.records], self.history)
             return compared
@@ -115,31 +119,6 @@ class Trainer:
             weights = self.config.part_weights
             return normalize_then_sum([groups.parts[name] for name in weights], [*weights.values()])
         return advantages(rewards, scale)
-
-    def mean_entropies(self, rollout: Rollout, reference: Policy) -> list[Float[Tensor, "P G"]]:
-        """Mean entropy of each image's conditional predictions: of the policy that sampled it, of the reference.
-
-        The rollout is of this process, the entropies are of all.
-        """
-        settings, name, own = self.config.rollout, "entropy_cond", len(rollout.prompts)
-        compared = measure(reference, self.in_step(rollout), settings.sampling, [name], settings.micro_batch)
-        found = rollout.statistics[name], compared[name][:own]
-        return [self.ranks.gather(values.mean(-1)).cpu() for values in found]
-
-    def in_step(self, rollout: Rollout) -> Rollout:
-        """With as many groups as the process with the most has, so that all make the same calls; the last are idle."""
-        own = len(rollout.prompts)
-        if (idle := max(self.ranks.each(own)) - own) == 0:
-            return rollout
-        some = rollout if own else self.blank_group(rollout)
-        return replace(some.take([*range(own), *[0] * idle]), idle=idle)
-
-    def blank_group(self, like: Rollout) -> Rollout:
-        """A group that nobody sampled."""
-        condition = encode(self.policy, [self.collector.prompts[0].text], self.config.rollout.sampling.negative_prompt)
-        shape = 1, *like.tokens.shape[1:]
-        statistics = {name: values.new_zeros(shape) for name, values in like.statistics.items()}
-        return Rollout(condition, like.tokens.new_zeros(shape), statistics, like.stop_tokens)
 
     def credit(self, rollout: Rollout, context: Context) -> TokenCredit:
         """Which tokens the method updates, and how much."""
@@ -155,31 +134,28 @@ class Trainer:
     def update(self, number: int, groups: Groups) -> dict[str, float]:
         """The optimizer steps on one rollout."""
         settings, method, own = self.config.update, self.method, len(groups.mine)
-        earned, rollout = self.advantages(groups), self.in_step(groups.rollout)
+        earned, rollout = self.advantages(groups), self.idle.fill(groups.rollout)
         earned = F.pad(earned[[*groups.mine]], (0, 0, 0, rollout.idle)).to(rollout.tokens.device)
         context = Context(
             earned, number, self.config.steps, self.config.seed, lambda values: self.ranks.gather(values[:own])
         )
-        rows = rollout.tokens.flatten(0, 1), rollout.valid.flatten(0, 1)
-        data = rollout.row_condition, rows[0], settings.micro_batch, self.distribution, rows[1]
-        ref = None if self.reference is None else frozen_log_probs(self.reference, *data)
-        old = frozen_log_probs(self.policy, *data) if settings.updates_per_rollout > 1 else None
         rate = learning_rate(number, self.config.steps, settings)
         credit = self.credit(rollout, context)
-        gap = 0.0
+        sampled = rollout.statistics[self.distribution.sampler_statistic].flatten(0, 1)
+        old: Float[Tensor, "R N"] | None = None
         for repeat in range(settings.updates_per_rollout):
             if repeat and method.source == "current":
                 now = self.passes.anew(self.policy, rollout, method.credit.statistics)
                 credit = self.credit(now, context)
             shares = denominators(credit.first(own), method.objective).over(self.ranks)
-            images = ImageRows.of(credit, earned, old, ref)
+            images = ImageRows.of(credit, earned, old, rollout.statistics.get(LOG_PROB))
             sums, lp = backward(
                 self.trained, self.reference, method, rollout, images, shares, self.distribution, settings.micro_batch
             )
             sums = self.ranks.totals(sums)
-            if repeat == 0:
-                sampled = rollout.statistics[self.distribution.sampler_statistic].flatten(0, 1)
-                gap = max(self.ranks.each(((lp - sampled) * rows[1]).abs().max().item()))
+            if repeat == 0:  # no weight has moved yet: lp is that of the policy that sampled, and the ratio was 1
+                old, difference = lp, (lp - sampled) * rollout.valid.flatten(0, 1)
+                gap = max(self.ranks.each(difference.abs().max().item()))
             self.ranks.add(gradients(self.optimizer))
             norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
         weights = self.ranks.totals({"weight": (credit.weight * credit.mask).sum().item()})["weight"]

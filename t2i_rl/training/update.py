@@ -1,7 +1,6 @@
 """One optimizer step: gradients added up over micro-batches, then weights moved unless something is not finite."""
 
 import math
-from collections import defaultdict
 
 import torch
 from jaxtyping import Float
@@ -44,23 +43,24 @@ def backward(
     """Leave the gradient of the rollout's loss in the weights.
 
     Returns the loss and its parts that there are (`t2i_rl.methods.objectives.Loss`), and the log-probabilities of the
-    tokens.
+    tokens. The numbers are looked at once, in the end: the host sends a micro-batch while another one is computed.
     """
-    condition, tokens, valid = rollout.row_condition, rollout.tokens.flatten(0, 1), rollout.valid.flatten(0, 1)
-    sums = defaultdict[str, float](float)
+    condition, tokens, valid = rollout.row_condition, rollout.tokens.flatten(0, 1), rollout.row_valid
+    sums: dict[str, Float[Tensor, ""]] = {}
     log_probs = []
     with_entropy = method.objective.entropy_bonus != 0
     compared = reference if method.objective.kl == "full" else None
     for part in micro_batches(len(tokens), micro_batch):
         rows = condition.take(part), tokens[part]
-        replayed = replay(policy, *rows, distribution, with_entropy, compared, valid=valid[part])
+        counted = None if valid is None else valid[part]
+        replayed = replay(policy, *rows, distribution, with_entropy, compared, valid=counted)
         loss = method.loss(replayed, images.take(part), shares, policy.layout)
         loss.value.backward()
         for name, value in vars(loss).items():
             if value is not None:
-                sums[name] += value.item()
+                sums[name] = sums.get(name, 0) + value.detach().double()
         log_probs.append(replayed.lp.detach())
-    return sums, torch.cat(log_probs)
+    return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), torch.cat(log_probs)
 
 
 def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -60,7 +60,7 @@ def test_a_method_turns_a_rollout_into_a_gradient(method: Method) -> None:
     # Entropy and exact KL have tests of their own: here they are flat.
     flat = torch.zeros(lp.shape)
     replay = Replay(lp, flat, flat if method.objective.kl == "full" else None)
-    loss = method.loss(replay, ImageRows.of(credit, earned, None, lp.detach()), parts, layout)
+    loss = method.loss(replay, ImageRows.of(credit, earned, None, lp.detach().view(shape)), parts, layout)
     loss.value.backward()
     assert loss.value.isfinite()
     if method.dynamic is not None and not method.dynamic.detach:

@@ -12,7 +12,7 @@ from models.qwen_vl.policy import QwenVLPolicy
 from t2i_rl.errors import UserError
 from t2i_rl.rollout.ends import Ends, row_lengths, valid_tokens
 from t2i_rl.rollout.groups import Rollout, concatenate
-from t2i_rl.rollout.log_probs import frozen_log_probs, replay
+from t2i_rl.rollout.log_probs import frozen_replay, replay
 from t2i_rl.rollout.measure import measure
 from t2i_rl.rollout.noise import Noise
 from t2i_rl.rollout.sampler import sample_group
@@ -196,5 +196,5 @@ def test_of_pictures_every_token_counts_and_every_bit_stays():
         found.append((lp.detach(), [p.grad.clone() for p in policy.trainable_parameters() if p.grad is not None]))
     (lp, pulls), (other, others) = found
     assert torch.equal(lp, other) and all(torch.equal(*pair) for pair in zip(pulls, others, strict=True))
-    once, again = (frozen_log_probs(policy, rows, tokens, 3, valid=valid) for valid in (None, every))
+    once, again = (frozen_replay(policy, rows, tokens, 3, valid=valid).lp for valid in (None, every))
     assert torch.equal(once, again)

@@ -12,7 +12,7 @@ from t2i_rl.rollout.log_probs import (
     CONDITIONAL,
     Replay,
     TokenDistribution,
-    frozen_log_probs,
+    frozen_replay,
     log_probs,
     micro_batches,
     replay,
@@ -155,11 +155,11 @@ def test_scoring_in_parts_is_scoring(policy: JanusPolicy):
     whole = log_probs(policy, condition, tokens)
     assert whole.requires_grad and whole.shape == tokens.shape and (whole < 0).all()
     for size in (1, 2, 3, 7):
-        parts = frozen_log_probs(policy, condition, tokens, size)
+        parts = frozen_replay(policy, condition, tokens, size).lp
         assert not parts.requires_grad
         torch.testing.assert_close(parts, whole.detach(), rtol=1e-5, atol=1e-5)
     # The same rows in the same micro-batches give the same bits, with and without gradient.
-    assert torch.equal(frozen_log_probs(policy, condition, tokens, 3), whole.detach())
+    assert torch.equal(frozen_replay(policy, condition, tokens, 3).lp, whole.detach())
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_scoring_in_parts_is_scoring(policy: JanusPolicy):
     [(6, 2, [[0, 1], [2, 3], [4, 5]]), (5, 2, [[0, 1], [2, 3], [4]]), (2, 9, [[0, 1]]), (0, 3, [])],
 )
 def test_micro_batches(rows: int, size: int, wanted: list[list[int]]):
-    assert [list(part) for part in micro_batches(rows, size)] == wanted
+    assert [list(range(rows))[part] for part in micro_batches(rows, size)] == wanted

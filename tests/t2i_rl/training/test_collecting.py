@@ -148,8 +148,7 @@ def test_a_lost_group_leaves_no_trace(micro_batch: int):
         config = configured(
             prompts_per_step=len(prompts), micro_batch=micro_batch, learning_rate=0.1, on_reward_failure="drop_group"
         )
-        learner = TokenPictures(config, random_janus(), method, Faulty(), prompts)
-        learner.reference = random_janus(seed=1).reference()
+        learner = TokenPictures(config, random_janus(), method, Faulty(), prompts, random_janus(seed=1).reference())
         learner.optimizer = torch.optim.SGD(learner.policy.trainable_parameters())
         metrics = timeless(learner.step(1))
         assert metrics.pop("groups_lost") == len(prompts) - len(RINGS) == learner.collector.collected.lost

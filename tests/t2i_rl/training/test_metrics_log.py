@@ -80,7 +80,7 @@ def test_every_metric_of_a_step_is_documented():
     plain = {re.sub(r"^seconds/(?!score$|step$).*", "seconds/PHASE", name) for name in metrics}
     assert plain <= documented
     phases = {name.removeprefix("seconds/") for name in metrics if name.startswith("seconds/")}
-    assert phases == {"sample", "decode", "score_wait", "update", "score", "step"}
+    assert phases == {"sample", "decode", "reference", "score_wait", "update", "score", "step"}
     spent = sum(metrics[f"seconds/{phase}"] for phase in phases - {"score", "step"})
     assert spent <= metrics["seconds/step"]
     json.dumps(metrics, allow_nan=False)

@@ -18,7 +18,7 @@ from t2i_rl.errors import DivergenceError
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.methods.credit.rule import UNKNOWN
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.log_probs import frozen_log_probs
+from t2i_rl.rollout.log_probs import frozen_replay
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.trainer import Trainer
 from t2i_rl.training.update import apply_gradient, learning_rate
@@ -60,8 +60,13 @@ def settings(group_size: int = 3, rollout_micro: int = 2, update_micro: int = 6,
     )
 
 
-def trainer(method: str, config: TrainConfig, reward: type[OfTokens] = ShareOfToken) -> TokenPictures:
-    return TokenPictures(config, random_janus(), find_method(method), reward(), PROMPTS)
+def trainer(
+    method: str,
+    config: TrainConfig,
+    reward: type[OfTokens] = ShareOfToken,
+    reference: JanusPolicy | None = None,
+) -> TokenPictures:
+    return TokenPictures(config, random_janus(), find_method(method), reward(), PROMPTS, reference)
 
 
 def weights(policy: JanusPolicy) -> dict[str, Tensor]:
@@ -116,19 +121,31 @@ def test_the_step_before_anything_moved(method: str):
     assert metrics["grad_norm"] > 0
 
 
-def test_the_old_policy_is_the_new_one_before_the_first_optimizer_step(monkeypatch: pytest.MonkeyPatch):
-    """Bit for bit, whatever the micro-batches: both come from the same function and the same rows."""
-    learner = trainer("grpo", settings(update_micro=4, updates_per_rollout=2))
-    ratios = []
+@pytest.mark.parametrize("log_prob", ["cond", "cfg"])
+@pytest.mark.parametrize("method", ["grpo", "gspo", "gspo-token", "dcpo"])
+def test_the_old_policy_is_the_new_one_before_the_first_optimizer_step(
+    method: str, log_prob: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Its log-probabilities are those of a pass of its own, bit for bit, and so is the gradient of the first update."""
+    learner = trainer(method, settings(update_micro=4, updates_per_rollout=2, log_prob=log_prob))
+    before, olds = random_janus(), list[Tensor | None]()
     loss = type(learner.method).loss
 
     def watched(self, replay, rows, *rest):
-        ratios.append((replay.lp - rows.old).abs().max().item())
-        return loss(self, replay, rows, *rest)
+        olds.append(rows.old)
+        found = loss(self, replay, rows, *rest)
+        if rows.old is None:
+            other = loss(self, replay, dataclasses.replace(rows, old=replay.lp.detach()), *rest)
+            pulls = [torch.autograd.grad(one.value, replay.lp, retain_graph=True)[0] for one in (found, other)]
+            assert torch.equal(*pulls)
+        return found
 
     monkeypatch.setattr(type(learner.method), "loss", watched)
     learner.step(1)
-    assert ratios[:2] == [0, 0] and min(ratios[2:]) > 0
+    rollout = learner.updated.rollout
+    rows = rollout.row_condition, rollout.tokens.flatten(0, 1)
+    assert olds[:2] == [None, None]
+    assert torch.equal(torch.cat(olds[2:]), frozen_replay(before, *rows, 4, learner.distribution).lp)
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -162,15 +179,13 @@ def test_only_the_language_model_moves_and_the_reference_stays():
 @pytest.mark.parametrize("method", ["grpo", "critical"])
 def test_the_kl_that_is_logged(method: str):
     """Against k3 of the scores, for a reference that is another model: over all tokens, and over the updated ones."""
-    learner = trainer(method, settings())
-    learner.reference = random_janus(seed=1).reference()
+    learner = trainer(method, settings(), reference=random_janus(seed=1).reference())
     before = random_janus()
     metrics = learner.step(1)
     rollout = learner.updated.rollout
     condition, tokens = rollout.row_condition, rollout.tokens.flatten(0, 1)
-    difference = frozen_log_probs(learner.reference, condition, tokens, 6) - frozen_log_probs(
-        before, condition, tokens, 6
-    )
+    there, here = (frozen_replay(policy, condition, tokens, 6).lp for policy in (learner.reference, before))
+    difference = there - here
     wanted = difference.clamp(-20, 20).exp() - difference.clamp(-20, 20) - 1
     assert metrics["kl"] == pytest.approx(wanted.mean().item(), rel=1e-4)
     if method == "grpo":

@@ -82,8 +82,14 @@ def trainer(
     reward: OfTokens | None = None,
     prompts: Sequence[Prompt] = PROMPTS,
     kind: type[TokenPictures] = TokenPictures,
+    reference: JanusPolicy | None = None,
 ) -> TokenPictures:
-    return kind(config, random_janus(), method, reward or HighCodes(), prompts)
+    return kind(config, random_janus(), method, reward or HighCodes(), prompts, reference)
+
+
+def another() -> JanusPolicy:
+    """A reference that is not where the policy begins."""
+    return random_janus(seed=1).reference()
 
 
 def weights(policy: JanusPolicy) -> Tensor:
@@ -131,8 +137,7 @@ def test_the_modes_agree_where_guidance_is_one():
 
 
 def test_the_exact_kl_that_is_logged():
-    learner = trainer(METHODS["grpo-full-kl"], settings())
-    learner.reference = random_janus(seed=1).reference()
+    learner = trainer(METHODS["grpo-full-kl"], settings(), reference=another())
     before = random_janus()
     metrics = learner.step(1)
     rollout = learner.updated.rollout
@@ -165,8 +170,8 @@ def test_a_dropped_group_leaves_no_trace():
     method = replace(METHODS["cfg"], filter_zero_std="drop", objective=Objective(beta=0.05, denominator="tokens"))
     ends = []
     for prompts in ([PROMPTS[0], *DULL], [PROMPTS[0]]):
-        learner = trainer(method, settings(prompts_per_step=len(prompts), learning_rate=0.1), prompts=prompts)
-        learner.reference = random_janus(seed=1).reference()
+        config = settings(prompts_per_step=len(prompts), learning_rate=0.1)
+        learner = trainer(method, config, prompts=prompts, reference=another())
         learner.optimizer = torch.optim.SGD(learner.policy.trainable_parameters())
         metrics = learner.step(1)
         assert metrics["groups_dropped"] == len(prompts) - 1 and metrics["groups_resampled"] == 0
@@ -280,8 +285,8 @@ def test_an_unknown_part_is_refused_in_one_sentence():
 @pytest.mark.parametrize(("method", "strict"), [("cfg-released", "strict"), ("stage", "shapes/strict")])
 def test_the_entropy_reward_of_verifiable_rewards(method: str, strict: str, on_zero_std: str):
     bonus = EntropyReward(on_zero_std=on_zero_std)
-    learner = trainer(replace(METHODS[method], entropy_reward=bonus), settings(), Verdicts(strict), [PROMPTS[0], *DULL])
-    learner.reference = random_janus(seed=1).reference()
+    asked, prompts = replace(METHODS[method], entropy_reward=bonus), [PROMPTS[0], *DULL]
+    learner = trainer(asked, settings(), Verdicts(strict), prompts, reference=another())
     policy = random_janus()
     assert learner.step(1)["grad_norm"] > 0
     groups = learner.updated
