@@ -25,6 +25,7 @@ from t2i_rl.methods.method import Method
 from t2i_rl.methods.objectives import ImageRows, denominators
 from t2i_rl.methods.reward_mixing import normalize_then_sum
 from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.parallel.weights import weights_of
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout
 from t2i_rl.rollout.log_probs import TokenDistribution, frozen_log_probs
@@ -42,7 +43,7 @@ class Trainer:
     """A policy, what scores it, and the state that a step changes: weights, optimizer, history.
 
     policy: what samples and measures.
-    trained: what the optimizer changes.
+    weights: of the policy and, where that is split among processes, of what the optimizer changes.
 
     reference: the frozen policy that the run began with, if a method needs it; a copy of the policy if not given.
     ranks: the processes that share the run.
@@ -70,10 +71,11 @@ class Trainer:
             names.add("entropy_cond")
         self.passes = StatisticPasses(frozenset(names), rollout.sampling, config.contrast_prompt, rollout.micro_batch)
         self.collector = Collector(config, policy, method, reward, prompts, self.passes, ranks)
-        self.reference = policy.reference() if method.needs_reference and reference is None else reference
         self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
-        self.trained = policy
-        self.optimizer = adamw(self.trained.trainable_parameters(), update)
+        apart = config.parallel
+        self.weights = weights_of(policy, ranks, apart.shard, apart.reshard, apart.offload)
+        self.reference = self.weights.reference(reference or policy) if method.needs_reference else None
+        self.optimizer = adamw(self.weights.trained.trainable_parameters(), update)
 
     def step(self, number: int) -> dict[str, float]:
         """One rollout and its update; returns the step's metrics (`t2i_rl.training.metrics_log`)."""
@@ -164,7 +166,7 @@ class Trainer:
         data = rollout.row_condition, rows[0], settings.micro_batch, self.distribution, rows[1]
         ref = None if self.reference is None else frozen_log_probs(self.reference, *data)
         old = frozen_log_probs(self.policy, *data) if settings.updates_per_rollout > 1 else None
-        rate = learning_rate(number, self.config.steps, settings)
+        rate, trained = learning_rate(number, self.config.steps, settings), self.weights.trained
         credit = self.credit(rollout, context)
         gap = 0.0
         for repeat in range(settings.updates_per_rollout):
@@ -174,14 +176,15 @@ class Trainer:
             shares = denominators(credit.first(own), method.objective).over(self.ranks)
             images = ImageRows.of(credit, earned, old, ref)
             sums, lp = backward(
-                self.trained, self.reference, method, rollout, images, shares, self.distribution, settings.micro_batch
+                trained, self.reference, method, rollout, images, shares, self.distribution, settings.micro_batch
             )
             sums = self.ranks.totals(sums)
             if repeat == 0:
                 sampled = rollout.statistics[self.distribution.sampler_statistic].flatten(0, 1)
                 gap = max(self.ranks.each(((lp - sampled) * rows[1]).abs().max().item()))
-            self.ranks.add(gradients(self.optimizer))
+            self.weights.add_up(gradients(self.optimizer))
             norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
+            self.weights.refresh()
         weights = self.ranks.totals({"weight": (credit.weight * credit.mask).sum().item()})["weight"]
         return {
             **{name: sums[name] for name in ("kl", "kl_updated") if name in sums},
