@@ -168,6 +168,15 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class Rebuilt(Policy, Protocol):
+    """A policy whose weights can lie in other modules of the same names, such as shares of them."""
+
+    def over(self, module: Any) -> "Rebuilt":
+        """The same policy over a copy of its `module`."""
+        ...
+
+
+@runtime_checkable
 class ReadsBeginnings(Protocol):
     """What a policy offers besides whose text encoder reads so many tokens of a prompt and no more."""
 

@@ -83,9 +83,7 @@ COMMAND = "import sys; from t2i_rl.cli import main; sys.exit(main())"
 def state(run: Path) -> dict[str, torch.Tensor]:
     """Weights and optimizer moments after the second step."""
     checkpoint = run / "checkpoints" / "step-000002"
-    moments = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)["state"]
-    flat = {f"{index}.{name}": value for index, values in moments.items() for name, value in values.items()}
-    return flat | load_file(checkpoint / "model.safetensors")
+    return load_file(checkpoint / "optimizer-00001-of-00001.safetensors") | load_file(checkpoint / "model.safetensors")
 
 
 @pytest.mark.parametrize("method", ["cfg", "critical"])

@@ -206,8 +206,11 @@ class JanusPolicy:
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
+        return self.over(frozen_copy(self.model))
+
+    def over(self, module: JanusForConditionalGeneration) -> Self:
         twin = copy.copy(self)
-        twin.model = frozen_copy(self.model)
+        twin.model = module
         return twin
 
     def save(self, path: Path) -> None:

@@ -250,8 +250,11 @@ class LlamaGenPolicy:
         return (parameter for parameter in self.transformer.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
+        return self.over(frozen_copy(self.transformer, self.transformer.buffers()))
+
+    def over(self, module: LlamaGenTransformer) -> Self:
         twin = copy.copy(self)
-        twin.transformer = frozen_copy(self.transformer, self.transformer.buffers())
+        twin.transformer = module
         return twin
 
     def save(self, path: Path) -> None:

@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from models.parts.forward import as_forward
+
 
 @dataclass
 class KeyValueCache:
@@ -139,9 +141,9 @@ def run(
 
     for index, layer in enumerate(model.layers):
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(through, layer, index, x, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(as_forward, layer, through, index, x, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = through(layer, index, x)
+            x = as_forward(layer, through, index, x)
         if index < len(deep):
             x = x + deep[index]
     if cache is not None:

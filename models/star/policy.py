@@ -215,7 +215,8 @@ class StarPolicy:
     @torch.no_grad()
     def prefill(self, condition: Condition, group_size: int, branches: int) -> StarState:
         """Read the texts and the first scale, once per prompt."""
-        text, visible, start = self._read(condition, branches)
+        read, visible, start = self._read(condition, branches)
+        text = self.transformer.text_keys(read)
         cache = self.transformer.empty_cache(len(start), 1)
         hidden = self._run(start, slice(0, 1), text, visible, cache=cache)
         rows = torch.arange(len(start), device=self.device).repeat_interleave(group_size)
@@ -277,8 +278,11 @@ class StarPolicy:
         return (parameter for parameter in self.transformer.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
+        return self.over(frozen_copy(self.transformer))
+
+    def over(self, module: StarTransformer) -> Self:
         twin = copy.copy(self)
-        twin.transformer = frozen_copy(self.transformer)
+        twin.transformer = module
         return twin
 
     def save(self, path: Path) -> None:
@@ -301,16 +305,16 @@ class StarPolicy:
         scale = torch.repeat_interleave(torch.tensor(self.layout.blocks)).to(self.device)
         return scale[:, None] >= scale
 
-    def _read(self, condition: Condition, branches: int) -> tuple[TextKeys, Bool[Tensor, "b 1 1 L"], Tensor]:
-        """The texts' keys, which of them exist, and the first scale's input `[K*P, 1, C]`.
+    def _read(self, condition: Condition, branches: int) -> tuple[Tensor, Bool[Tensor, "b 1 1 L"], Tensor]:
+        """The texts `[b, L, D]`, which of their positions exist, and the first scale's input `[K*P, 1, C]`.
 
         With `pair` only the conditional texts are looked at.
         """
         looking = branches if self.config.null_text == "own" else 1
         hidden, visible = (condition.tensors[name][:looking].flatten(0, 1) for name in ("hidden", "visible"))
         pooled = condition.tensors["pooled"][:branches].flatten(0, 1)
-        text = self.transformer.text_keys(hidden.to(self._dtype))
-        return text, visible[:, None, None], self.transformer.start(pooled.to(self._dtype))
+        start = self.transformer.start(pooled.to(self._dtype))
+        return hidden.to(self._dtype), visible[:, None, None], start
 
     def _embed(self, read: Float[Tensor, "R T E"], slots: slice) -> Float[Tensor, "R T C"]:
         """The transformer's input at later scales."""
@@ -322,7 +326,7 @@ class StarPolicy:
         self,
         x: Float[Tensor, "B T C"],
         slots: slice,
-        text: TextKeys,
+        text: TextKeys | Float[Tensor, "b L D"],
         text_visible: Bool[Tensor, "b 1 1 L"],
         visible: Bool[Tensor, "T T"] | None = None,
         cache: KeyValueCache | None = None,

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
 from models.files.tensors import check_tensors, plain_weights
+from models.parts.forward import as_forward
 from models.parts.llama import KeyValueCache
 
 ROPE_BASE = 10000.0
@@ -176,7 +177,7 @@ class StarTransformer(nn.Module):
         self,
         x: Float[Tensor, "B T C"],
         rope: Float[Tensor, "T 2 d/2"],
-        text: TextKeys,
+        text: TextKeys | Float[Tensor, "b L D"],
         text_visible: Bool[Tensor, "b 1 1 L"],
         visible: Bool[Tensor, "T T"] | None = None,
         cache: KeyValueCache | None = None,
@@ -184,17 +185,16 @@ class StarTransformer(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """The output of the last layer, before its norm, for T new positions.
 
-        text: of the first b rows. Where b is less than B, only those rows look at the text, and the rows of the other
-            branch receive what the conditional ones found there.
+        text: of the first b rows, as it is or as its keys (`text_keys`). Where b is less than B, only those rows look
+            at the text, and the rows of the other branch receive what the conditional ones found there.
         visible: which of the T positions each one sees; without it, all of them and those in the cache.
         cache: receives the new keys and values behind the `length` slots it holds.
         recompute: keep only the layers' inputs for the backward pass, which then runs each layer once more.
         """
         shared = len(x) // len(text_visible)
 
-        def through(
-            block: Block, index: int, keys: tuple[Tensor, Tensor], x: Float[Tensor, "B T C"]
-        ) -> Float[Tensor, "B T C"]:
+        def through(block: Block, index: int, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+            keys = block.cross_attn.keys(text) if isinstance(text, Tensor) else text[index]
             query, key, value = block.attn.heads(norm(x), rope)
             if cache is not None:
                 end = cache.length + x.shape[1]
@@ -205,11 +205,11 @@ class StarTransformer(nn.Module):
             x = x + block.cross_attn(norm(x[: len(text_visible)]), keys, text_visible).repeat(shared, 1, 1)
             return x + block.ffn["fc2"](F.gelu(block.ffn["fc1"](norm(x)), approximate="tanh"))
 
-        for index, (block, keys) in enumerate(zip(self.layers, text, strict=True)):
+        for index, block in enumerate(self.layers):
             if recompute and torch.is_grad_enabled():
-                x = checkpoint(through, block, index, keys, x, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(as_forward, block, through, index, x, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = through(block, index, keys, x)
+                x = as_forward(block, through, index, x)
         if cache is not None:
             cache.length += x.shape[1]
         return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ import tyro
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
 from t2i_rl.configuration.checks import check_settings
-from t2i_rl.configuration.config import RewardSpecification, TrainConfig
+from t2i_rl.configuration.config import CONFIG, RewardSpecification, TrainConfig, read_config
 from t2i_rl.configuration.presets import check_named, find_preset, preset, preset_name, take_method
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.planning.dry_run import report
@@ -109,16 +110,17 @@ def train(arguments: Sequence[str]) -> None:
     """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
         again = parse(Resume, arguments, "train --resume RUN")
-        begin = partial(_resume, again)
+        known = again.resume / CONFIG
+        begin, parallel = partial(_resume, again), (read_config(known) if known.is_file() else TrainConfig()).parallel
     else:
         resolved = resolution(arguments)
         if resolved.dry_run:
             print("\n".join(report(resolved.config, resolved.preset)))
             return
-        begin = partial(_start, resolved)
+        begin, parallel = partial(_start, resolved), resolved.config.parallel
     from t2i_rl.parallel.processes import joined
 
-    with joined() as ranks:
+    with joined(timedelta(minutes=parallel.patience)) as ranks:
         print(f"{begin(ranks)}: see reward.png, samples.png and metrics.jsonl")
 
 

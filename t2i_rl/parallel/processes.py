@@ -22,7 +22,6 @@ from torch import Tensor
 from t2i_rl.errors import UserError
 from t2i_rl.parallel.ranks import ALONE, Ranks
 
-PATIENCE = timedelta(minutes=30)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 # What gloo and NCCL say when another process has ended or has been silent for too long.
 LOST = re.compile(
@@ -63,7 +62,7 @@ class Processes(Ranks):
 
 
 @contextmanager
-def joined(patience: timedelta = PATIENCE, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+def joined(patience: timedelta, environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """This process and the others that were started with it. All but the first are silent on stdout.
 
     patience: how long one waits for another. Raises UserError where the others are not to be had, or are lost on the

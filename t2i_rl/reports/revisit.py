@@ -11,7 +11,7 @@ import torch
 
 from models.registry import load
 from rewards.registry import build
-from t2i_rl.configuration.config import TrainConfig, read_config
+from t2i_rl.configuration.config import CONFIG, TrainConfig, read_config
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.baselines import Running
@@ -21,7 +21,7 @@ from t2i_rl.rollout.measure import measure
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.prompt_record import prompts_of
-from t2i_rl.training.run import CHECKPOINTS, CONFIG
+from t2i_rl.training.run import CHECKPOINTS
 from t2i_rl.training.trainer import Trainer
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.parts.forward import as_forward
 from models.policy import Condition, Policy
 from t2i_rl.rollout.distribution import filtered, mix, token_guidance
 from t2i_rl.rollout.sampling import LogProb, Sampling
@@ -75,11 +76,34 @@ def replay(
     Float32, with gradient. Logits are recomputed in backward, of the tokens whose gradient is not 0.
     valid: the tokens before their row's end, if not all; the others have no logits, and 0 for each value.
     """
+
+    def values(_: nn.Module) -> Tensor:
+        return _values(policy, condition, tokens, distribution, with_entropy, reference, chunk, valid)
+
+    lp, *others = as_forward(policy.module, values).unflatten(-1, tokens.shape)
+    return Replay(
+        lp,
+        entropy=others[0] if with_entropy else None,
+        kl=others[-1] if reference is not None else None,
+    )
+
+
+def _values(
+    policy: Policy,
+    condition: Condition,
+    tokens: Int[Tensor, "R N"],
+    distribution: TokenDistribution,
+    with_entropy: bool,
+    reference: Policy | None,
+    chunk: int,
+    valid: Bool[Tensor, "R N"] | None,
+) -> Float[Tensor, "values R*N"]:
+    """What `replay` says of the tokens, one below the other."""
     hidden, guidance = _states(policy, condition, tokens, distribution)
     states = [hidden]
     if reference is not None:
         with torch.no_grad():
-            states.append(_states(reference, condition, tokens, distribution)[0])
+            states += as_forward(reference.module, lambda _: _states(reference, condition, tokens, distribution)[:1])
 
     def piece(chosen: Tensor, factor: Tensor, own: Tensor, others: Tensor | None = None) -> Tensor:
         log_p = _log_distribution(policy, own, chosen, factor, distribution)
@@ -100,12 +124,7 @@ def replay(
     values = _Recomputed.apply(piece, chunk, weights, *flat, *weights)
     if places is not None:
         values = values.new_zeros(len(values), tokens.numel()).index_copy(1, places, values)
-    lp, *others = values.unflatten(-1, tokens.shape)
-    return Replay(
-        lp,
-        entropy=others[0] if with_entropy else None,
-        kl=others[-1] if reference is not None else None,
-    )
+    return values
 
 
 class _Recomputed(torch.autograd.Function):

@@ -1,8 +1,9 @@
 """Checkpoints that are never torn: written aside, closed with an inventory, then renamed into place.
 
-A checkpoint is a folder `step-000020` with the policy in its own format, `optimizer.pt` and, last,
-`complete.json`: the step, the settings of the run, and the size and SHA-256 of every file. Only a folder whose
-inventory matches is loaded; checkpoints of before, whose inventory has no digests, are known by size alone.
+A checkpoint is a folder `step-000020` with the policy in its own format, the state of the optimizer
+(`t2i_rl.training.optimizer_files`) and, last, `complete.json`: the step, the settings of the run, and the size and
+SHA-256 of every file. Only a folder whose inventory matches is loaded; checkpoints of before, whose inventory has no
+digests, are known by size alone.
 """
 
 import json
@@ -11,17 +12,18 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import write_atomically
+from t2i_rl.parallel.ranks import ALONE, Ranks
 
 INVENTORY = "complete.json"
-OPTIMIZER = "optimizer.pt"
+OPTIMIZER = "optimizer"  # how the names of its files begin
 
 
 @dataclass(frozen=True)
@@ -41,42 +43,44 @@ def at_step(folder: Path, step: int) -> Path:
 def save(
     folder: Path,
     step: int,
-    save_policy: Callable[[Path], None],
-    optimizer: torch.optim.Optimizer,
+    write: Callable[[Path], None],
     settings: Mapping[str, Any],
     history: Mapping[str, Any],
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write the checkpoint of a step; the ones before it are untouched whatever happens.
 
-    settings, history: as JSON holds them; `read` gives them back. Raises UserError when it cannot be written.
+    write: puts what this process has to save into a folder.
+    settings, history: as JSON holds them; `read` gives them back.
+    ranks: all processes of the run, of which each writes its part; the checkpoint has its name once all are done.
+    Raises UserError when it cannot be written.
     """
     final = at_step(folder, step)
     aside = final.with_name(f".{final.name}.new")
-    for left in folder.glob(".step-*.new"):  # by a run that was killed while it wrote
-        shutil.rmtree(left)
     try:
-        aside.mkdir(parents=True)
-        save_policy(aside)
-        torch.save(optimizer.state_dict(), aside / OPTIMIZER)
+        if ranks.first:
+            for left in folder.glob(".step-*.new"):  # by a run that was killed while it wrote
+                shutil.rmtree(left)
+            aside.mkdir(parents=True)
+        ranks.meet()
+        write(aside)
+        ranks.meet()
         files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
-        digests = {}
-        for path in files:
-            with path.open("rb") as file:
-                digests[str(path.relative_to(aside))] = file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-        sizes = {name: (aside / name).stat().st_size for name in digests}
-        inventory = {
-            "step": step,
-            "settings": dict(settings),
-            "history": dict(history),
-            "files": sizes,
-            "sha256": digests,
-        }
-        write_atomically(aside / INVENTORY, json.dumps(inventory, indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # A full disk is a RuntimeError to torch and an error of its own to safetensors.
+        written = [_digested(path, aside) for path in files[ranks.rank :: ranks.world]]
+        every = sorted(chain.from_iterable(ranks.each(written)))
+        if ranks.first:
+            inventory = {
+                "step": step,
+                "settings": dict(settings),
+                "history": dict(history),
+                "files": {name: size for name, size, _ in every},
+                "sha256": {name: digest for name, _, digest in every},
+            }
+            write_atomically(aside / INVENTORY, json.dumps(inventory, indent=2) + "\n")
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+        ranks.meet()
+    except (OSError, SafetensorError) as error:  # to safetensors, a full disk is an error of its own
         shutil.rmtree(aside, ignore_errors=True)
         last, reason = latest(folder), str(error).partition("\n")[0]
         mend = f"make room, then --resume {f'goes on from {last}' if last else 'begins the run anew'}"
@@ -84,10 +88,19 @@ def save(
     return final
 
 
-def read(checkpoint: Path, resuming: bool = True) -> Inventory:
+def _digested(path: Path, folder: Path) -> tuple[str, int, str]:
+    """A file's name in the folder, size and SHA-256; it is on the disk now."""
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return str(path.relative_to(folder)), path.stat().st_size, digest
+
+
+def read(checkpoint: Path, resuming: bool = True, ranks: Ranks = ALONE) -> Inventory:
     """The inventory of a checkpoint; UserError, with the reason, when it is torn, damaged or not one of ours.
 
     resuming: whether the optimizer has to be there and whole too; it is most of the bytes.
+    ranks: processes that look at its files together, each at some.
     """
     try:
         found = json.loads((checkpoint / INVENTORY).read_text(encoding="utf-8"))
@@ -98,8 +111,8 @@ def read(checkpoint: Path, resuming: bool = True) -> Inventory:
             f"{checkpoint} is not a checkpoint of ours, for it has no valid {INVENTORY}: "
             "delete it to resume from an older one"
         ) from error
-    for name, size in files.items():
-        if name == OPTIMIZER and not resuming:
+    for name, size in sorted(files.items())[ranks.rank :: ranks.world]:
+        if name.startswith(OPTIMIZER) and not resuming:
             continue
         path = checkpoint / name
         length = path.stat().st_size if path.is_file() else None
@@ -132,21 +145,6 @@ def complete(folder: Path) -> list[Path]:
 def latest(folder: Path) -> Path | None:
     found = complete(folder)
     return found[-1] if found else None
-
-
-def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the optimizer; only tensors and plain containers are read (no code can run)."""
-    path = checkpoint / OPTIMIZER
-    try:
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        for parameter, state in optimizer.state.items():
-            if {value.shape for value in state.values() if value.ndim} != {parameter.shape}:
-                raise ValueError("a moment has another shape than its parameter")
-    except Exception as error:  # what torch raises of malformed bytes is no narrower
-        # What it says of a file that is not its own spans lines and advises to switch the safety off.
-        raise UserError(
-            f"{path} is not the optimizer state of this run: delete {checkpoint} to resume from an older one"
-        ) from error
 
 
 def prune(folder: Path, keep_last: int, best: int | None) -> None:

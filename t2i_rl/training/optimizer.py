@@ -15,8 +15,6 @@ from torch.nn import Parameter
 
 from t2i_rl.configuration.config import UpdateConfig
 
-MASTERS = "masters"  # in the saved state, beside what AdamW has
-
 
 class MasterAdamW(torch.optim.AdamW):
     """AdamW whose parameters are the float32 copies; one that is float32 already is its own."""
@@ -34,23 +32,11 @@ class MasterAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing here re-evaluates a loss
         super().step(closure)
-        self._round()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), MASTERS: [master.detach() for master in self.masters]}
+        self.round()
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises KeyError or ValueError for the state of other weights."""
-        saved: list[Tensor] = state_dict[MASTERS]
-        if [master.shape for master in saved] != [master.shape for master in self.masters]:
-            raise ValueError("a master copy has another shape than its parameter")
-        super().load_state_dict(state_dict)
-        for master, value in zip(self.masters, saved, strict=True):
-            master.copy_(value)
-        self._round()
-
-    def _round(self) -> None:
+    def round(self) -> None:
+        """Let the weights be their copies, as far as their precision goes."""
         for weight, master in zip(self.weights, self.masters, strict=True):
             if master is not weight:
                 weight.copy_(master)

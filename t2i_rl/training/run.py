@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from rewards.cut import sentence
 from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.configuration.checks import check_records, check_settings, check_shares
-from t2i_rl.configuration.config import TrainConfig, completed, fixed, read_config, resolved, to_json
+from t2i_rl.configuration.config import CONFIG, TrainConfig, completed, fixed, read_config, resolved, to_json
 from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import Stopped, UserError, fitting
@@ -46,7 +47,7 @@ from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
 from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.rollout.words import check_prompts
-from t2i_rl.training import checkpoints
+from t2i_rl.training import checkpoints, optimizer_files
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.lock import owned
@@ -55,7 +56,6 @@ from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
 from t2i_rl.training.stopping import Stopping
 from t2i_rl.training.trainer import Trainer
 
-CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
 SAMPLES = "samples"
@@ -112,6 +112,7 @@ def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Pa
     config = read_config(run / CONFIG)
     config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
     newest = checkpoints.latest(run / CHECKPOINTS)
+    ranks.meet()  # all have looked, before the first one writes
     if newest is None:
         if (run / BEST).exists():
             raise UserError(f"the checkpoints of {run} are gone: put one back, or start a new run with another --out")
@@ -119,7 +120,7 @@ def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Pa
             trainer, heldout, judge = _prepare(config, config.model, ranks)
             _write_config(trainer)
             return _train(trainer, heldout, judge, done=0)
-    found = checkpoints.read(newest)
+    found = checkpoints.read(newest, ranks=ranks)
     before = completed(found.settings)
     for name, now in fixed(config).items():
         if before.get(name) != now:
@@ -140,7 +141,7 @@ def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Pa
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     with determinism(config.deterministic):
         trainer, heldout, judge = _prepare(config, str(newest), ranks)
-        checkpoints.load_optimizer(newest, trainer.optimizer)
+        optimizer_files.load(newest, trainer.weights, trainer.optimizer)
         trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
         _write_config(trainer)
         return _train(trainer, heldout, judge, found.step)
@@ -251,14 +252,21 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
             stop = any(ranks.each(stopping.asked))  # looked at once: what stops here is saved here
             if last or stop or step == best or step % config.checkpoint.every == 0:
                 history = {prompt: asdict(seen) for prompt, seen in trainer.history.items()}
+                checkpoints.save(run / CHECKPOINTS, step, partial(_write, trainer), fixed(config), history, ranks)
                 if ranks.first:
-                    checkpoints.save(run / CHECKPOINTS, step, policy.save, trainer.optimizer, fixed(config), history)
                     _keep_best(config, best)
             if stop and not last:
                 raise Stopped(f"stopped after step {step}, as it was asked to: t2i-rl train --resume {run} goes on")
         if ranks.first:
             _finish(config, heldout, tracker)
     return run
+
+
+def _write(trainer: Trainer, folder: Path) -> None:
+    """What this process has to save of a checkpoint."""
+    if trainer.ranks.first:
+        trainer.policy.save(folder)
+    optimizer_files.save(folder, trainer.weights, trainer.optimizer)
 
 
 @contextmanager

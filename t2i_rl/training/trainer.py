@@ -24,6 +24,7 @@ from t2i_rl.methods.method import Method
 from t2i_rl.methods.objectives import ImageRows, denominators
 from t2i_rl.methods.reward_mixing import normalize_then_sum
 from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.parallel.weights import weights_of
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout
 from t2i_rl.rollout.log_probs import TokenDistribution
@@ -41,7 +42,7 @@ class Trainer:
     """A policy, what scores it, and the state that a step changes: weights, optimizer, history.
 
     policy: what samples and measures.
-    trained: what the optimizer changes.
+    weights: of the policy and, where that is split among processes, of what the optimizer changes.
 
     reference: the frozen policy that the run began with, if a method needs it; a copy of the policy if not given.
     ranks: the processes that share the run.
@@ -68,15 +69,16 @@ class Trainer:
         if method.entropy_reward is not None:
             names.add("entropy_cond")
         self.passes = StatisticPasses(frozenset(names), rollout.sampling, config.contrast_prompt, rollout.micro_batch)
-        self.reference = policy.reference() if method.needs_reference and reference is None else reference
+        apart = config.parallel
+        self.weights = weights_of(policy, ranks, apart.shard, apart.reshard, apart.offload)
+        self.reference = self.weights.reference(reference or policy) if method.needs_reference else None
         self.idle = IdleGroups(ranks, policy, prompts[0].text, rollout.sampling.negative_prompt)
         compared = None
         if self.reference is not None:
             compared = ReferencePass(self.reference, method, self.distribution, update.micro_batch, self.idle)
         self.collector = Collector(config, policy, method, reward, prompts, self.passes, compared, ranks)
         self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
-        self.trained = policy
-        self.optimizer = adamw(self.trained.trainable_parameters(), update)
+        self.optimizer = adamw(self.weights.trained.trainable_parameters(), update)
 
     def step(self, number: int) -> dict[str, float]:
         """One rollout and its update; returns the step's metrics (`t2i_rl.training.metrics_log`)."""
@@ -139,7 +141,7 @@ class Trainer:
         context = Context(
             earned, number, self.config.steps, self.config.seed, lambda values: self.ranks.gather(values[:own])
         )
-        rate = learning_rate(number, self.config.steps, settings)
+        rate, trained = learning_rate(number, self.config.steps, settings), self.weights.trained
         credit = self.credit(rollout, context)
         sampled = rollout.statistics[self.distribution.sampler_statistic].flatten(0, 1)
         old: Float[Tensor, "R N"] | None = None
@@ -150,14 +152,15 @@ class Trainer:
             shares = denominators(credit.first(own), method.objective).over(self.ranks)
             images = ImageRows.of(credit, earned, old, rollout.statistics.get(LOG_PROB))
             sums, lp = backward(
-                self.trained, self.reference, method, rollout, images, shares, self.distribution, settings.micro_batch
+                trained, self.reference, method, rollout, images, shares, self.distribution, settings.micro_batch
             )
             sums = self.ranks.totals(sums)
             if repeat == 0:  # no weight has moved yet: lp is that of the policy that sampled, and the ratio was 1
                 old, difference = lp, (lp - sampled) * rollout.valid.flatten(0, 1)
                 gap = max(self.ranks.each(difference.abs().max().item()))
-            self.ranks.add(gradients(self.optimizer))
+            self.weights.add_up(gradients(self.optimizer))
             norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
+            self.weights.refresh()
         weights = self.ranks.totals({"weight": (credit.weight * credit.mask).sum().item()})["weight"]
         return {
             **{name: sums[name] for name in ("kl", "kl_updated") if name in sums},

@@ -20,6 +20,7 @@ from rewards.catalogue import REWARDS, RewardEntry
 from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.rollout.groups import Groups, Rollout
+from t2i_rl.training import optimizer_files
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.collecting import Collected, Collector
 from t2i_rl.training.metrics_log import MetricsLog
@@ -143,14 +144,14 @@ def in_the_weights() -> None:
 
 
 def in_the_optimizer() -> None:
-    save = torch.save
+    save = optimizer_files.save_file
 
-    def half(state: object, path: Path) -> None:
-        save(state, path)
+    def half(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        save(tensors, path)
         if str(DIES_AT) in path.parent.name:
             cut(path)
 
-    torch.save = half
+    optimizer_files.save_file = half
 
 
 def before_the_rename() -> None:

@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from safetensors.torch import load_file
 
 from t2i_rl.cli import main
 from t2i_rl.training import checkpoints
+
+OPTIMIZER = "optimizer-00001-of-00001.safetensors"
 
 
 def without_time(run: Path) -> list[dict[str, float]]:
@@ -19,9 +23,23 @@ def without_time(run: Path) -> list[dict[str, float]]:
 
 def state(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Weights and optimizer moments by name."""
-    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
-    flat = {f"{index}.{name}": value for index, values in moments.items() for name, value in values.items()}
-    return flat | load_file(checkpoint / "model.safetensors")
+    return load_file(checkpoint / OPTIMIZER) | load_file(checkpoint / "model.safetensors")
+
+
+def held_by(optimizer: torch.optim.Optimizer, part: int = 0, parts: int = 1) -> Any:
+    """What a process holds of weights of which there is one."""
+    (parameter,) = getattr(optimizer, "weights", optimizer.param_groups[0]["params"])
+    policy = SimpleNamespace(module=torch.nn.ParameterDict({"weight": parameter}))
+    return SimpleNamespace(policy=policy, trained=policy, part=part, parts=parts, copy=0)
+
+
+def stepped(size: int, times: int = 1) -> torch.optim.Optimizer:
+    parameter = torch.nn.Parameter(torch.ones(size, size))
+    optimizer = torch.optim.AdamW([parameter])
+    for _ in range(times):
+        parameter.square().sum().backward()
+        optimizer.step()
+    return optimizer
 
 
 def listing(run: Path) -> list[str]:

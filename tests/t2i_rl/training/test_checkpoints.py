@@ -1,11 +1,9 @@
 """Checkpoints: whole or not there, the newest and the best stay, a full disk costs nothing that was."""
 
 import errno
-import io
 import json
 import os
 import resource
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,8 @@ from safetensors.torch import save_file
 
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import write_atomically
-from t2i_rl.training import checkpoints
+from t2i_rl.training import checkpoints, optimizer_files
+from tests.t2i_rl.training.runs import OPTIMIZER, held_by, stepped
 
 SETTINGS = {"method": "cfg", "update.learning_rate": 1e-3}
 HISTORY = {"a photo of a ring": {"count": 3.0, "mean": 0.1, "squares": 1 / 3}}
@@ -27,20 +26,16 @@ def optimizer() -> torch.optim.Optimizer:
     return stepped(4)
 
 
-def stepped(size: int) -> torch.optim.Optimizer:
-    parameter = torch.nn.Parameter(torch.ones(size, size))
-    optimizer = torch.optim.AdamW([parameter])
-    parameter.square().sum().backward()
-    optimizer.step()
-    return optimizer
-
-
 def save_weights(path: Path) -> None:
     save_file({"weight": torch.ones(20_000)}, path / "model.safetensors")
 
 
 def save(folder: Path, step: int, optimizer: torch.optim.Optimizer) -> Path:
-    return checkpoints.save(folder, step, save_weights, optimizer, SETTINGS, HISTORY)
+    def write(aside: Path) -> None:
+        save_weights(aside)
+        optimizer_files.save(aside, held_by(optimizer), optimizer)
+
+    return checkpoints.save(folder, step, write, SETTINGS, HISTORY)
 
 
 def names(folder: Path) -> list[str]:
@@ -50,11 +45,11 @@ def names(folder: Path) -> list[str]:
 def test_what_was_saved_comes_back(tmp_path: Path, optimizer: torch.optim.Optimizer):
     saved = save(tmp_path, 20, optimizer)
     assert names(tmp_path) == ["step-000020"]
-    assert names(saved) == ["complete.json", "model.safetensors", "optimizer.pt"]
+    assert names(saved) == ["complete.json", "model.safetensors", OPTIMIZER]
     assert checkpoints.read(saved) == checkpoints.Inventory(20, SETTINGS, HISTORY)
     again = stepped(4)
     again.state.clear()
-    checkpoints.load_optimizer(saved, again)
+    optimizer_files.load(saved, held_by(again), again)
     (state,), (wanted,) = again.state.values(), optimizer.state.values()
     assert all(torch.equal(state[name], wanted[name]) for name in wanted)
 
@@ -158,53 +153,12 @@ def test_a_folder_that_is_not_ours(tmp_path: Path, inventory: str | None):
 
 def test_a_torn_checkpoint(tmp_path: Path, optimizer: torch.optim.Optimizer):
     saved = save(tmp_path, 1, optimizer)
-    os.truncate(saved / "optimizer.pt", 10)
-    with pytest.raises(UserError, match=r"is torn, for optimizer\.pt has 10 bytes instead of"):
+    os.truncate(saved / OPTIMIZER, 10)
+    with pytest.raises(UserError, match=r"is torn, for optimizer\S+ has 10 bytes instead of"):
         checkpoints.read(saved)
-    (saved / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match=r"is torn, for optimizer\.pt is missing"):
+    (saved / OPTIMIZER).unlink()
+    with pytest.raises(UserError, match=r"is torn, for optimizer\S+ is missing"):
         checkpoints.read(saved)
-
-
-class Planted:
-    """An object that runs code when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
-
-
-def test_an_optimizer_that_is_not_ours_is_refused_and_runs_nothing(tmp_path: Path, optimizer: torch.optim.Optimizer):
-    saved, mark = save(tmp_path, 1, optimizer), tmp_path / "mark"
-    for foreign in (
-        Planted(mark),
-        [1, 2],
-        {"state": {}},
-        torch.ones(3),
-        stepped(5).state_dict(),
-        torch.optim.AdamW([torch.nn.Parameter(torch.ones(2)) for _ in range(2)]).state_dict(),
-    ):
-        torch.save(foreign, saved / "optimizer.pt")
-        with pytest.raises(UserError, match="is not the optimizer state of this run") as caught:
-            checkpoints.load_optimizer(saved, stepped(4))
-        assert "\n" not in str(caught.value)
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("program", [b"", b"\x80\x02.", b"\x80\x02h\x07.", b"\x80\x02t.", b"PK\x05\x06"])
-def test_an_optimizer_s_file_that_is_malformed(tmp_path: Path, optimizer: torch.optim.Optimizer, program: bytes):
-    """As they are, and as what the zip file of torch holds."""
-    saved = save(tmp_path, 1, optimizer)
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("archive/data.pkl", program)
-        archive.writestr("archive/version", b"3")
-    for content in (program, zipped.getvalue()):
-        (saved / "optimizer.pt").write_bytes(content)
-        with pytest.raises(UserError, match="is not the optimizer state of this run"):
-            checkpoints.load_optimizer(saved, stepped(4))
 
 
 def test_small_files_are_replaced_in_one_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

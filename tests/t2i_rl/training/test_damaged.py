@@ -6,13 +6,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from t2i_rl.cli import main
 from t2i_rl.training import checkpoints
 from tests.t2i_rl.small_runs import STEPS, train_words
-from tests.t2i_rl.training.runs import copied, edit, refused
+from tests.t2i_rl.training.runs import OPTIMIZER, copied, edit, refused
 
 pytestmark = pytest.mark.usefixtures("brightness")
 
@@ -33,7 +32,7 @@ def flipped(checkpoint: Path) -> None:
 
 
 def flipped_moment(checkpoint: Path) -> None:
-    flip(checkpoint / "optimizer.pt")
+    flip(checkpoint / OPTIMIZER)
 
 
 def zeroed(checkpoint: Path) -> None:
@@ -42,7 +41,7 @@ def zeroed(checkpoint: Path) -> None:
 
 
 def lost(checkpoint: Path) -> None:
-    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / OPTIMIZER).unlink()
 
 
 def unmarked(checkpoint: Path) -> None:
@@ -81,16 +80,14 @@ def listed_anew(checkpoint: Path, name: str) -> None:
 
 
 def foreign_optimizer(checkpoint: Path) -> None:
-    (checkpoint / "optimizer.pt").write_bytes(b"not of torch")
-    listed_anew(checkpoint, "optimizer.pt")
+    (checkpoint / OPTIMIZER).write_bytes(b"not of torch")
+    listed_anew(checkpoint, OPTIMIZER)
 
 
 def optimizer_of_another_model(checkpoint: Path) -> None:
-    found = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    for moments in found["state"].values():
-        moments["exp_avg"] = moments["exp_avg"].flatten()[:1].repeat(3)
-    torch.save(found, checkpoint / "optimizer.pt")
-    listed_anew(checkpoint, "optimizer.pt")
+    found = load_file(checkpoint / OPTIMIZER)
+    save_file({name: value.flatten()[:1].repeat(3) for name, value in found.items()}, checkpoint / OPTIMIZER)
+    listed_anew(checkpoint, OPTIMIZER)
 
 
 def weights_of_another_model(checkpoint: Path) -> None:
@@ -106,17 +103,17 @@ def weights_of_another_model(checkpoint: Path) -> None:
     [
         (torn, "is torn, for model.safetensors has 1000 bytes"),
         (flipped, "is damaged, for model.safetensors does not hold what was written"),
-        (flipped_moment, "is damaged, for optimizer.pt does not hold what was written"),
+        (flipped_moment, "is damaged, for optimizer-00001-of-00001.safetensors does not hold what was written"),
         (zeroed, "is damaged, for model.safetensors does not hold what was written"),
-        (lost, "is torn, for optimizer.pt is missing"),
+        (lost, "is torn, for optimizer-00001-of-00001.safetensors is missing"),
         (unmarked, "is not a checkpoint of ours"),
         (another_method, "config.json has method 'grpo', but"),
         (another_group, "config.json has rollout.group_size 5, but"),
         (unknown_setting, "config.json has the unknown key 'tempo'"),
         (not_json, "config.json is not valid JSON"),
         (no_settings, "config.json has to hold named settings"),
-        (foreign_optimizer, "is not the optimizer state of this run"),
-        (optimizer_of_another_model, "is not the optimizer state of this run"),
+        (foreign_optimizer, "does not hold the optimizer state of this run"),
+        (optimizer_of_another_model, "does not hold the optimizer state of this run"),
         (weights_of_another_model, "by config and other weights it should be"),
     ],
 )

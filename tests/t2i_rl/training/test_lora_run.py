@@ -52,7 +52,12 @@ def test_it_learns(run: Path):
 
 def test_a_checkpoint_is_the_adapters_and_the_name_of_their_base(run: Path, model: Path):
     folder = run / "checkpoints" / "step-000012"
-    names = {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "complete.json"}
+    names = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer-00001-of-00001.safetensors",
+        "complete.json",
+    }
     assert {path.name for path in folder.iterdir()} == names
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model.resolve())
     assert isinstance(load(str(folder)), LoraPolicy)

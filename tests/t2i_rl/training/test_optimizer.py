@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -14,10 +14,11 @@ from rewards.catalogue import REWARDS, RewardEntry
 from t2i_rl.cli import main
 from t2i_rl.configuration.config import UpdateConfig
 from t2i_rl.errors import UserError
-from t2i_rl.training import checkpoints
-from t2i_rl.training.optimizer import MASTERS, MasterAdamW, adamw
+from t2i_rl.training import checkpoints, optimizer_files
+from t2i_rl.training.optimizer import MasterAdamW, adamw
 from t2i_rl.training.update import apply_gradient
 from tests.t2i_rl.small_runs import STEPS, Brightness, train_words
+from tests.t2i_rl.training.runs import OPTIMIZER, held_by
 
 UPDATE = UpdateConfig(learning_rate=5e-6, weight_decay=0.01)  # the papers' rate
 START = torch.linspace(0.5, 2, 7)
@@ -87,23 +88,23 @@ def test_the_state_comes_back(tmp_path: Path):
     value, again = weight(torch.bfloat16), weight(torch.bfloat16)
     optimizer, other = adamw([value], UPDATE), adamw([again], UPDATE)
     trained(value, optimizer, 3)
-    saved = checkpoints.save(tmp_path, 1, lambda folder: None, optimizer, {}, {})
-    checkpoints.load_optimizer(saved, other)
+    optimizer_files.save(tmp_path, held_by(optimizer), optimizer)
+    optimizer_files.load(tmp_path, held_by(other), other)
     assert torch.equal(value, again) and not torch.equal(value.float(), optimizer.masters[0])
     assert torch.equal(trained(value, optimizer, 200), trained(again, other, 200))
     assert torch.equal(optimizer.masters[0], other.masters[0])
 
 
 def test_the_state_of_other_weights_is_refused(tmp_path: Path):
-    value = weight(torch.bfloat16)
-    optimizer = adamw([value], UPDATE)
-    trained(value, optimizer, 1)
-    without = {name: part for name, part in optimizer.state_dict().items() if name != MASTERS}
-    for foreign in (without, optimizer.state_dict() | {MASTERS: [torch.zeros(1)]}):
-        saved = checkpoints.save(tmp_path, 1, lambda folder: None, optimizer, {}, {})
-        torch.save(foreign, saved / checkpoints.OPTIMIZER)
-        with pytest.raises(UserError, match="is not the optimizer state of this run"):
-            checkpoints.load_optimizer(saved, adamw([weight(torch.bfloat16)], UPDATE))
+    optimizer = adamw([weight(torch.bfloat16)], UPDATE)
+    trained(optimizer.weights[0], optimizer, 1)
+    optimizer_files.save(tmp_path, held_by(optimizer), optimizer)
+    found = load_file(tmp_path / OPTIMIZER)
+    without = {name: value for name, value in found.items() if not name.endswith("master")}
+    for foreign in (without, found | {"weight.master": torch.zeros(1)}, found | {"other.exp_avg": torch.zeros(1)}):
+        save_file(foreign, tmp_path / OPTIMIZER)
+        with pytest.raises(UserError, match="does not hold the optimizer state of this run"):
+            optimizer_files.load(tmp_path, held_by(optimizer), optimizer)
 
 
 def test_a_bfloat16_run_resumes_bit_for_bit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -115,11 +116,12 @@ def test_a_bfloat16_run_resumes_bit_for_bit(model: Path, tmp_path: Path, monkeyp
     assert main(train_words(model, parts, "grpo", *more, "--steps", "2")) == 0
     assert main(["train", "--resume", str(parts), "--steps", str(STEPS)]) == 0
     ends = [checkpoints.at_step(run / "checkpoints", STEPS) for run in (whole, parts)]
-    states = [torch.load(end / "optimizer.pt", weights_only=True) for end in ends]
-    assert all(torch.equal(*pair) for pair in zip(*(state[MASTERS] for state in states), strict=True))
+    states = [load_file(end / OPTIMIZER) for end in ends]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     weights = [load_file(end / "model.safetensors") for end in ends]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    begun = [parameter.detach() for parameter in load(str(model), torch.bfloat16).trainable_parameters()]
-    pairs = zip(states[0][MASTERS], begun, strict=True)
-    moved = [(master != before.float()).float().mean().item() for master, before in pairs]
+    begun = load(str(model), torch.bfloat16).module
+    masters = {name.removesuffix(".master"): value for name, value in states[0].items() if name.endswith(".master")}
+    moved = [(master != begun.get_parameter(name).float()).float().mean().item() for name, master in masters.items()]
     assert sorted(moved)[1] > 0.9  # all but the embeddings, of which a prompt reads a few
