@@ -140,14 +140,11 @@ def adapt(base: Policy, name: str, rank: int, alpha: float, targets: Sequence[st
     if isinstance(base, LoraPolicy):
         raise ModelError(f"{name} is an adapter itself: merge it first, with t2i-rl export --model {name} --out FOLDER")
     prefix = next(path for path, module in base.module.named_modules() if module is base.layers)
-    linear = {path for path, module in base.layers.named_modules() if isinstance(module, torch.nn.Linear)}
-    known = sorted({path.rpartition(".")[2] for path in linear})
-    if unknown := [target for target in targets if target not in known]:
-        raise ModelError(f"lora.targets has {unknown[0]}, but the layers of {name} have {', '.join(known)}: choose")
+    linear = linear_names(base.layers, name, targets)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(targets or known)})",
+        target_modules=rf"{re.escape(prefix)}\..*\.({'|'.join(linear)})",
     )
     for parameter in base.trainable_parameters():
         parameter.requires_grad_(False)
@@ -158,6 +155,18 @@ def adapt(base: Policy, name: str, rank: int, alpha: float, targets: Sequence[st
     # Afterwards: peft writes what the module calls itself over it.
     config.base_model_name_or_path = str(Path(name).resolve()) if Path(name).exists() else name
     return LoraPolicy(base, adapted, model.eval())
+
+
+def linear_names(layers: torch.nn.ModuleList, name: str, targets: Sequence[str] = ()) -> list[str]:
+    """What the linear layers inside a model's transformer layers are called; the targets where some are named.
+
+    Raises ModelError for a target that is not among them.
+    """
+    linear = {path for path, module in layers.named_modules() if isinstance(module, torch.nn.Linear)}
+    known = sorted({path.rpartition(".")[2] for path in linear})
+    if unknown := [target for target in targets if target not in known]:
+        raise ModelError(f"lora.targets has {unknown[0]}, but the layers of {name} have {', '.join(known)}: choose")
+    return list(targets) or known
 
 
 def attach(base: Policy, folder: Path) -> LoraPolicy:
@@ -189,9 +198,9 @@ def attach(base: Policy, folder: Path) -> LoraPolicy:
 
 
 def _peft() -> Any:
-    """The package, which is an extra. Raises ModelError with the command that installs it."""
+    """The package, which takes a while to import. Raises ModelError where an older environment lacks it."""
     try:
         import peft
     except ImportError as error:
-        raise ModelError(f"adapters need peft, which is not here ({error}): pip install 't2i-rl[lora]'") from error
+        raise ModelError(f"adapters need peft, which is not here ({error}): pip install -e .") from error
     return peft

@@ -6,10 +6,11 @@ one line of `MODELS`. Nothing here imports torch before a model is loaded, so th
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.device import device_of
 from models.errors import ModelError
 from models.files.adapter import ADAPTER_CONFIG, base_of, is_adapter
 from models.files.config import read_json
@@ -53,6 +54,8 @@ class ModelEntry:
     source: what the family's `load` takes: a folder, or what the hub calls it.
     scales: sides of the square token maps; None where only the checkpoint knows, and of a model that answers in text.
     guidance: the scale that it is sampled with by default; None where only the checkpoint knows.
+    like: the model that it was trained from or is a copy of, so that their sizes are the same.
+    copies: further sources of the same weights.
     """
 
     name: str
@@ -61,6 +64,8 @@ class ModelEntry:
     licence: str
     scales: tuple[int, ...] | None
     guidance: float | None
+    like: str | None = None
+    copies: tuple[str, ...] = ()
 
     @property
     def grid(self) -> str:
@@ -81,19 +86,57 @@ MODELS = {
     entry.name: entry
     for entry in (
         ModelEntry("tiny", "janus", str(TINY), "Apache-2.0", (12,), 1.5),
-        ModelEntry("janus-pro-1b", "janus", "deepseek-community/Janus-Pro-1B", DEEPSEEK, (24,), 5.0),
-        ModelEntry("janus-pro-7b", "janus", "deepseek-community/Janus-Pro-7B", DEEPSEEK, (24,), 5.0),
+        ModelEntry(
+            "janus-pro-1b",
+            "janus",
+            "deepseek-community/Janus-Pro-1B",
+            DEEPSEEK,
+            (24,),
+            5.0,
+            copies=("deepseek-ai/Janus-Pro-1B",),
+        ),
+        ModelEntry(
+            "janus-pro-7b",
+            "janus",
+            "deepseek-community/Janus-Pro-7B",
+            DEEPSEEK,
+            (24,),
+            5.0,
+            copies=("deepseek-ai/Janus-Pro-7B",),
+        ),
         # Trained with reinforcement learning by others, in DeepSeek's format.
-        ModelEntry("janus-pro-1b-gcpo-hps", "janus", "zghhui/Janus-Pro-1B-GCPO-HPS", UNSTATED, (24,), 5.0),
-        ModelEntry("janus-pro-1b-gcpo-geneval", "janus", "zghhui/Janus-Pro-1B-GCPO-Geneval", UNSTATED, (24,), 5.0),
-        ModelEntry("janus-pro-7b-gcpo-hps", "janus", "zghhui/Janus-Pro-7B-GCPO-HPS", UNSTATED, (24,), 5.0),
-        ModelEntry("janus-pro-7b-gcpo-geneval", "janus", "zghhui/Janus-Pro-7B-GCPO-Geneval", UNSTATED, (24,), 5.0),
-        ModelEntry("janus-pro-7b-gcpo", "janus", "KonstantinosKK/Janus-Pro-7B-GCPO", UNSTATED, (24,), 5.0),
+        ModelEntry(
+            "janus-pro-1b-gcpo-hps", "janus", "zghhui/Janus-Pro-1B-GCPO-HPS", UNSTATED, (24,), 5.0, "janus-pro-1b"
+        ),
+        ModelEntry(
+            "janus-pro-1b-gcpo-geneval",
+            "janus",
+            "zghhui/Janus-Pro-1B-GCPO-Geneval",
+            UNSTATED,
+            (24,),
+            5.0,
+            "janus-pro-1b",
+        ),
+        ModelEntry(
+            "janus-pro-7b-gcpo-hps", "janus", "zghhui/Janus-Pro-7B-GCPO-HPS", UNSTATED, (24,), 5.0, "janus-pro-7b"
+        ),
+        ModelEntry(
+            "janus-pro-7b-gcpo-geneval",
+            "janus",
+            "zghhui/Janus-Pro-7B-GCPO-Geneval",
+            UNSTATED,
+            (24,),
+            5.0,
+            "janus-pro-7b",
+        ),
+        ModelEntry(
+            "janus-pro-7b-gcpo", "janus", "KonstantinosKK/Janus-Pro-7B-GCPO", UNSTATED, (24,), 5.0, "janus-pro-7b"
+        ),
         ModelEntry("llamagen-256", "llamagen", "peizesun/llamagen_t2i/t2i_XL_stage1_256.pt", "MIT", (16,), 7.5),
         ModelEntry("llamagen-512", "llamagen", "peizesun/llamagen_t2i/t2i_XL_stage2_512.pt", "MIT", (32,), 7.5),
         # The 256 px model again, in the format of the one below, which was trained from it by others.
-        ModelEntry("llamagen-256-base", "llamagen", "zghhui/LlamaGen-T2I", UNSTATED, (16,), 7.5),
-        ModelEntry("llamagen-256-gcpo", "llamagen", "zghhui/LlamaGen-T2I-GCPO", UNSTATED, (16,), 7.5),
+        ModelEntry("llamagen-256-base", "llamagen", "zghhui/LlamaGen-T2I", UNSTATED, (16,), 7.5, "llamagen-256"),
+        ModelEntry("llamagen-256-gcpo", "llamagen", "zghhui/LlamaGen-T2I-GCPO", UNSTATED, (16,), 7.5, "llamagen-256"),
         ModelEntry("star-256", "star", f"{STAR_FILE}256-ar-ckpt-ep3-iter20000.pth", "MIT", STAR_256, 4.0),
         ModelEntry("star-512", "star", f"{STAR_FILE}512-ar-ckpt-ep1-iter30000.pth", "MIT", STAR_512, 4.0),
         ModelEntry("star-1024", "star", f"{STAR_FILE}1024_drop_3-ar-ckpt-ep1-iter21000.pth", "MIT", STAR_1024, 4.0),
@@ -104,15 +147,17 @@ MODELS = {
 
 
 def find(name_or_path: str) -> ModelEntry:
-    """The entry of a known name, or one for a path here or an `owner/name` of the hub.
+    """The entry of a known name or source, or one for a path here or an `owner/name` of the hub.
 
-    Reads no files of the model. Raises ModelError.
+    Reads no files of the model (`models.kin` does). Raises ModelError.
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
-    families = {entry.source: entry.family for entry in MODELS.values()}
-    if name_or_path in families or Path(name_or_path).exists() or re.fullmatch(HUB_ID, name_or_path):
-        return ModelEntry(name_or_path, families.get(name_or_path), name_or_path, "unknown", None, None)
+    for name, entry in MODELS.items():
+        if name_or_path in (entry.source, *entry.copies):
+            return replace(entry, name=name_or_path, source=name_or_path, like=entry.like or name)
+    if Path(name_or_path).exists() or re.fullmatch(HUB_ID, name_or_path):
+        return ModelEntry(name_or_path, None, name_or_path, "unknown", None, None)
     raise ModelError(f"unknown model {name_or_path!r}: give a folder, a hub id or one of the names {', '.join(MODELS)}")
 
 
@@ -140,23 +185,6 @@ def family_of(source: str) -> str:
     )
 
 
-def check_device(device: str) -> None:
-    """Raises ModelError for what is no device, is none that models run on, or is not in this machine."""
-    import torch
-
-    try:
-        asked = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"{device!r} is no device: choose cpu or cuda") from error
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if asked.type not in there:
-        raise ModelError(f"models do not run on {device}: choose {', '.join(there)}")
-    count = there[asked.type]
-    if (asked.index or 0) >= count:
-        sees = f"{asked.type}:0 to {asked.type}:{count - 1}: choose one" if count else "no such device: choose cpu"
-        raise ModelError(f"the device {device} is not there: torch sees {sees}")
-
-
 def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "cpu", draws: bool = False) -> "Policy":
     """The policy of a known name, a path here or a hub id, in float32 unless told otherwise; adapters with their base.
 
@@ -164,7 +192,7 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
     Raises ModelError for an unknown name, and for a checkpoint that is not all there.
     """
     entry = find(name_or_path)
-    check_device(device)
+    device = device_of(device)
     import torch
 
     if is_adapter(entry.source):

@@ -137,7 +137,8 @@ def check_cell(run: Path, config: TrainConfig) -> None:
 def train(config: TrainConfig) -> None:
     """Train the cell unless it is finished."""
     from t2i_rl.reports.comparison import read_run
-    from t2i_rl.training.run import CHECKPOINTS, resume, start
+    from t2i_rl.training.run import resume, start
+    from t2i_rl.training.run_folder import CHECKPOINTS
 
     if read_run(config.out, config.steps, reference=False) is not None:
         return

@@ -282,11 +282,11 @@ def analyse(asked: Analyse) -> None:
     from t2i_rl.reports.revisit import run_config
     from t2i_rl.rollout.sampling import Sampling
     from t2i_rl.training import checkpoints
-    from t2i_rl.training.run import CHECKPOINTS
+    from t2i_rl.training.run_folder import CHECKPOINTS, complete
 
     config = None if asked.run is None else run_config(asked.run)
     name, dtype = (asked.model, torch.float32) if config is None else (config.model, getattr(torch, config.dtype))
-    kept = [] if asked.run is None else checkpoints.complete(asked.run / CHECKPOINTS)
+    kept = [] if asked.run is None else complete(asked.run / CHECKPOINTS)
     if asked.run is not None and not kept:
         raise UserError(f"{asked.run} has no checkpoint to compare with its model: wait for its first one")
     for path in kept:

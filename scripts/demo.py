@@ -33,9 +33,9 @@ from t2i_rl.pictures.heatmaps import token_maps
 from t2i_rl.prompts.prompt import balanced
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.reports import report
-from t2i_rl.training.checkpoints import latest
 from t2i_rl.training.evaluation import Evaluation, evaluate
-from t2i_rl.training.run import CHECKPOINTS, start
+from t2i_rl.training.run import start
+from t2i_rl.training.run_folder import CHECKPOINTS, latest
 
 RUN = Path("runs/demo")
 IMAGES_PER_TAG = 100

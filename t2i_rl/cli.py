@@ -9,13 +9,15 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 
 from models.errors import ModelError
 from rewards.errors import RewardError
 from t2i_rl.commands.compare import compare
 from t2i_rl.commands.data import data
-from t2i_rl.commands.describe import check, methods, models, plan
+from t2i_rl.commands.describe import check, methods, models, plan, presets
 from t2i_rl.commands.evaluate import evaluate
 from t2i_rl.commands.export import export
 from t2i_rl.commands.generate import generate
@@ -36,12 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: t2i-rl COMMAND [OPTIONS]\n\nReinforcement learning for autoregressive text-to-image models.\n")
         for name, function in COMMANDS.items():
             print(f"  {name:<10}{function.__doc__}")
-        print("\nSee t2i-rl COMMAND --help")
+        print("\nSee t2i-rl COMMAND --help; t2i-rl --version")
+        return 0
+    if words[0] == "--version":
+        print(f"t2i-rl {version('t2i-rl')}")
         return 0
     try:
         command = COMMANDS.get(words[0])
         if command is None:
-            raise UserError(f"there is no command {words[0]!r}: choose one of {', '.join(COMMANDS)}")
+            meant = "".join(f"did you mean {name}? " for name in get_close_matches(words[0], COMMANDS, 1))
+            raise UserError(f"there is no command {words[0]!r}: {meant}choose one of {', '.join(COMMANDS)}")
         for word in words:
             check_whole(word, f"{word!r} on the command line", "bytes that are not UTF-8")
         command([from_home(word) for word in words[1:]])
@@ -95,6 +101,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "serve": serve,
     "methods": methods,
     "models": models,
+    "presets": presets,
     "plan": plan,
     "check": check,
     "export": export,

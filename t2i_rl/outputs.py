@@ -26,6 +26,15 @@ def check_free(folder: Path) -> None:
         raise UserError(f"the output folder {folder} is a file: name another one")
 
 
+def free_or_next(folder: Path, default: Path) -> Path:
+    """The folder that was asked for; where that is the default and is taken, NAME-2, NAME-3, ..., whichever is free."""
+    number, found = 1, folder
+    while folder == default and found.exists() and not (found.is_dir() and not any(found.iterdir())):
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
+
+
 def is_of_files(error: OSError) -> bool:
     """Whether an OSError is of files: what connections, processes and time limits raise have classes of their own."""
     return error.filename is not None or type(error) in (OSError, PermissionError)

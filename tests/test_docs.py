@@ -14,6 +14,7 @@ from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.presets import PRESETS
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.planning.cards import table
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -117,3 +118,16 @@ def test_the_reading_list_says_where_each_paper_is() -> None:
         named = [name for name in re.findall(r"`([^`]+)`", here) if ".py" not in name]
         assert named or re.match(r"not applicable|not built|no method", here), paper
         assert all(find_method(name) for name in named)
+
+
+def test_the_table_of_cards_is_the_plans() -> None:
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert all(f"| {' | '.join(row)} |" in text for row in table())
+
+
+def test_the_run_file_of_the_docs_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    file = tmp_path / "run.toml"
+    file.write_text(text.split("```toml\n", 1)[1].split("```", 1)[0])
+    config = resolve(["--config", str(file)])
+    assert (config.model, config.update.learning_rate, config.rollout.group_size) == ("janus-pro-1b", 2e-6, 8)

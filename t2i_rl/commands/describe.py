@@ -1,13 +1,18 @@
-"""`t2i-rl methods | models | plan | check`: what there is, what a run needs, whether a checkpoint is sound."""
+"""`t2i-rl methods | models | presets | plan | check`: what there is, what a run needs, if a checkpoint is sound."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import tyro
+
+from models.kin import kin
 from models.registry import MODELS, TINY
-from models.registry import find as find_model
-from t2i_rl.commands.arguments import Drawing, parse
+from t2i_rl.commands.arguments import Drawing, one_sentence, parse
+from t2i_rl.configuration.adapter_presets import ADAPTED
+from t2i_rl.configuration.config import RewardSpecification, to_json
+from t2i_rl.configuration.presets import find_preset, papers, preset, preset_name
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.methods.description import describe
@@ -21,6 +26,10 @@ MODELS_HELP = """usage: t2i-rl models
 
 The models that have a name: family, token grid or scales, guidance, licence, where they come from.
 --model also takes a checkpoint folder or a hub id."""
+PRESETS_HELP = """usage: t2i-rl presets [NAME | --cards]
+
+Without a word: every preset in one line; NAME-lora is the same with adapters. With a name: the whole of it, as a run
+file that t2i-rl train --config takes. --cards: which training a card holds, of every model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +69,77 @@ def models(arguments: Sequence[str]) -> None:
         return
     if arguments:
         raise UserError(f"t2i-rl models lists all models and takes nothing: leave out {arguments[0]}")
-    rows = [("name", "family", "grid or scales", "guidance", "licence", "from")]
+    rows: list[tuple[str, ...]] = [("name", "family", "grid or scales", "guidance", "licence", "from")]
     for entry in MODELS.values():
         source = "shipped" if entry.source == str(TINY) else entry.source
         rows.append((entry.name, str(entry.family), entry.grid, str(entry.guidance), entry.licence, source))
+    _print(rows)
+
+
+def _print(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what they hold."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def presets(arguments: Sequence[str]) -> None:
+    """list the presets, or print one as a run file: presets NAME > run.json"""
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print(PRESETS_HELP)
+    elif list(arguments) == ["--cards"]:
+        from t2i_rl.planning.cards import table
+
+        _print(table())
+    elif arguments:
+        print(to_json(find_preset(arguments[0])), end="")
+    else:
+        rows: list[tuple[str, ...]] = [("name", "images a step", "steps", "learning rate", "prompts")]
+        for name in [*papers(), *(name + ADAPTED for name in papers()), "tiny-shapes-METHOD"]:
+            config = find_preset(name.replace("METHOD", "cfg"))
+            images = config.rollout.prompts_per_step * config.rollout.group_size
+            rows.append((name, str(images), str(config.steps), f"{config.update.learning_rate:g}", config.prompts))
+        _print(rows)
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """What picks the training run that is planned."""
+
+    preset: str | None = None
+    model: str | None = None
+    method: str = "cfg"
+    reward: RewardSpecification | None = None
+
+
 def plan(arguments: Sequence[str]) -> None:
     """say what a run would need: memory per GPU, whether it fits, the least time of a step"""
-    wanted = parse(PlanConfig, arguments, "plan")
-    find_model(wanted.model)
+    with one_sentence("plan"):
+        choice, rest = tyro.cli(PlanChoice, args=arguments, return_unknown_args=True, add_help=False)
+    wanted = parse(PlanConfig, rest, "plan", _planned(choice))
     from models.architectures import architecture
     from t2i_rl.planning.plan import report
 
     print("\n".join(report(architecture(wanted.model), wanted)))
+
+
+def _planned(choice: PlanChoice) -> PlanConfig | None:
+    """What `t2i-rl train` would take for these words; the plan's own defaults for a model without presets."""
+    if choice.preset is not None:
+        config = find_preset(choice.preset)
+        return PlanConfig.of(config, _sizes(choice.model or config.model))
+    if choice.model is None:
+        return None
+    if preset_name(choice.model, choice.reward, choice.method) is None:
+        return PlanConfig(model=_sizes(choice.model))
+    return PlanConfig.of(preset(choice.model, choice.reward, choice.method), _sizes(choice.model))
+
+
+def _sizes(model: str) -> str:
+    """The model with a name whose sizes it has. Raises UserError."""
+    if (found := kin(model)) is None:
+        raise UserError(f"nothing here says what sizes {model} has: name one of t2i-rl models that it is like")
+    return found
 
 
 def check(arguments: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.device import device_of
 from t2i_rl.commands.arguments import parse
 from t2i_rl.commands.benchmarks import BENCHMARKS, EvalAll, EvalFile, Evaluating
 from t2i_rl.errors import UserError
@@ -34,7 +35,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         print("See t2i-rl eval BENCHMARK --help")
         return
     chosen = _chosen(arguments)
-    chosen = replace(chosen, device=own_device(chosen.device))
+    chosen = replace(chosen, device=own_device(device_of(chosen.device)))
     each = chosen.each() if isinstance(chosen, EvalAll) else [chosen]
     if chosen.resume and not any((one.out / "settings.json").is_file() for one in each):
         raise UserError(f"no evaluation was begun in {chosen.out}: name its folder with --out, or leave out --resume")
@@ -72,9 +73,7 @@ def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> 
     from eval import runner
     from eval.records.manifest import Shard
     from eval.tables.report import show
-    from models.registry import check_device
 
-    check_device(wanted.device)
     shard = Shard.from_environment()
     scorers = {} if wanted.generate_only else wanted.scorers()
     source = images_of(wanted, load)

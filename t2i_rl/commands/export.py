@@ -11,6 +11,7 @@ from models.files.adapter import is_adapter
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import Precision, parse
 from t2i_rl.errors import UserError
+from t2i_rl.training.run_folder import ModelName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +19,13 @@ class Export:
     """A whole checkpoint: a run's adapters merged into their base, or a Janus in another format, bit for bit.
 
     Attributes:
-        model: a registered name, a checkpoint folder or a hub id.
+        model: a registered name, a checkpoint folder, a run's (its best checkpoint; RUN@last, RUN@90) or a hub id.
         out: folder of the checkpoint; it must not hold anything.
         format: DeepSeek's, as deepseek-ai/Janus-Pro-1B, or transformers'; if not given, the one it is in.
         dtype: of the merged weights, which is also what they are merged in.
     """
 
-    model: str
+    model: ModelName
     out: Path
     format: Annotated[Literal["deepseek", "transformers"] | None, tyro.conf.arg(metavar="FORMAT")] = None
     dtype: Precision = "float32"

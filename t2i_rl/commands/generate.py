@@ -34,11 +34,12 @@ class Generate(Drawing):
 def generate(arguments: Sequence[str]) -> None:
     """draw images of prompts"""
     wanted = parse(Generate, arguments, "generate")
-    from t2i_rl.outputs import check_free
+    from t2i_rl.outputs import check_free, free_or_next
     from t2i_rl.prompts.prompt import Prompt
     from t2i_rl.prompts.reading import load_prompts, names_prompts
 
-    check_free(wanted.out)
+    out = free_or_next(wanted.out, Generate.out)
+    check_free(out)
     named = [load_prompts(words) if names_prompts(words) else [Prompt(words)] for words in wanted.prompts]
     prompts = [prompt for some in named for prompt in some]
     if not prompts:
@@ -46,7 +47,5 @@ def generate(arguments: Sequence[str]) -> None:
     policy, sampling = wanted.load()
     from t2i_rl.pictures.image_files import write_images
 
-    write_images(
-        wanted.out, policy, prompts, wanted.images_per_prompt, sampling, wanted.seed, wanted.batch, wanted.model
-    )
-    print(f"{wanted.out}: see contact_sheet.png and generation.json")
+    write_images(out, policy, prompts, wanted.images_per_prompt, sampling, wanted.seed, wanted.batch, wanted.model)
+    print(f"{out}: see contact_sheet.png and generation.json")

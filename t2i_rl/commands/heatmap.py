@@ -11,6 +11,7 @@ from t2i_rl.commands.arguments import Drawing, parse
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import find_method
 from t2i_rl.prompts.reading import check_words
+from t2i_rl.training.run_folder import ModelName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Heatmap(Drawing):
 
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = ""
     group_size: int = 4
-    reference: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    reference: ModelName | None = None
     method: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     from_run: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     step: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -65,9 +66,10 @@ class Heatmap(Drawing):
 def heatmap(arguments: Sequence[str]) -> None:
     """draw the token maps of a prompt's images, or of a training step"""
     wanted = parse(Heatmap, arguments, "heatmap")
-    from t2i_rl.outputs import check_free
+    from t2i_rl.outputs import check_free, free_or_next
 
-    check_free(wanted.out)
+    out = free_or_next(wanted.out, Heatmap.out)
+    check_free(out)
     from t2i_rl.pictures.heatmap_files import save
     from t2i_rl.pictures.heatmaps import LOOKS, token_maps
 
@@ -83,5 +85,5 @@ def heatmap(arguments: Sequence[str]) -> None:
         source = wanted.model + (f" against {wanted.reference}" if wanted.reference else "")
         method = None if wanted.method is None else find_method(wanted.method)
         found = token_maps(policy, wanted.prompt, wanted.group_size, sampling, wanted.seed, reference, method, source)
-    save(found.only(wanted.maps) if wanted.maps else found, wanted.out)
-    print(f"{wanted.out}: see heatmap.png, heatmap.html and maps.npz")
+    save(found.only(wanted.maps) if wanted.maps else found, out)
+    print(f"{out}: see heatmap.png, heatmap.html and maps.npz")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from models.device import AUTO
 from t2i_rl.commands.arguments import parse
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.reading import check_words
@@ -19,13 +20,13 @@ class Report:
     Attributes:
         runs: run folders; several are laid over each other. Token maps that lie in them are shown too.
         prompt: draw the token maps of this prompt with the newest checkpoint of each run.
-        device: where those are drawn, such as cpu or cuda.
+        device: where those are drawn: auto is cuda where there is one, else cpu.
         out: the page, written anew; report.html in the folder of a single run, if not given.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")] = ()
     prompt: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
-    device: str = "cpu"
+    device: str = AUTO
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
 
     def __post_init__(self) -> None:

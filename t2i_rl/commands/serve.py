@@ -7,12 +7,12 @@ from t2i_rl.commands.arguments import parse
 
 def serve(arguments: Sequence[str]) -> None:
     """serve a reward to runs on this machine or others: serve shapes"""
-    from models.registry import check_device
+    from models.device import device_of
     from rewards import server
     from rewards.http.service import Service
     from rewards.registry import check_servable
 
     wanted = parse(Service, arguments, "serve")
     check_servable(wanted.reward)  # before torch is imported
-    check_device(wanted.device)
+    device_of(wanted.device)
     server.serve(wanted)

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from models.device import device_of, in_words
+from models.kin import kin
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
 from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.config import CONFIG, RewardSpecification, TrainConfig, read_config
 from t2i_rl.configuration.presets import check_named, find_preset, preset, preset_name, take_method
 from t2i_rl.configuration.run_method import run_method
+from t2i_rl.errors import UserError
+from t2i_rl.outputs import free_or_next
 from t2i_rl.planning.dry_run import report
+from t2i_rl.planning.readiness import memory, obstacles
 from t2i_rl.settings import override, read_settings
+from t2i_rl.training.run_folder import ModelName, checkpoint_of
 
 if TYPE_CHECKING:
     from t2i_rl.parallel.ranks import Ranks
@@ -31,7 +37,7 @@ class TrainChoice:
     """What picks the preset that the run file and the other flags then override, and what is asked for without one."""
 
     preset: str | None = None
-    model: str | None = None
+    model: ModelName | None = None
     method: str | None = None
     reward: RewardSpecification | None = None
     prompts: str | None = None
@@ -70,9 +76,19 @@ class Resolution:
 
     def said(self) -> str:
         """What was not named and where it is from, for people."""
-        source = "no preset: the defaults" if self.preset is None else f"preset {self.preset}"
+        source = "no preset: the defaults" if self.preset is None else f"preset {self.preset}{self._likeness()}"
         values = [f"{name} {getattr(self.config, name)}" for name in self.taken]
         return source + ("; not named, so taken from it: " + ", ".join(values) if values else "")
+
+    def _likeness(self) -> str:
+        """Why the preset of one model is taken for another."""
+        model, of = self.config.model, find_preset(self.preset or "").model
+        like = kin(model)
+        if model == of or like is None:  # or the user knows more
+            return ""
+        if like == of:
+            return f" ({model} has the sizes of {of})"
+        return f" (of {of}, the nearest to {model}, whose guidance and micro-batches are its own)"
 
 
 def resolve(arguments: Sequence[str]) -> TrainConfig:
@@ -90,6 +106,8 @@ def resolution(arguments: Sequence[str]) -> Resolution:
         choice, rest = tyro.cli(TrainChoice, args=arguments, return_unknown_args=True, add_help=False)
     named = {name: value for name in NAMED if (value := getattr(choice, name)) is not None}
     settings, where = {} if choice.config is None else read_settings(choice.config), str(choice.config)
+    if isinstance(settings, dict) and isinstance(settings.get("model"), str):
+        settings |= {"model": checkpoint_of(settings["model"])}
     if choice.preset is None:
         chosen = replace(override(TrainConfig(), settings, where), **named)
         reward = chosen.reward if "reward" in named or "reward" in settings else None
@@ -115,7 +133,13 @@ def train(arguments: Sequence[str]) -> None:
     else:
         resolved = resolution(arguments)
         if resolved.dry_run:
-            print("\n".join(report(resolved.config, resolved.preset)))
+            config = replace(resolved.config, out=free_or_next(resolved.config.out, TrainConfig.out))
+            print("\n".join(report(config, resolved.preset)))
+            if reasons := obstacles(config):
+                raise UserError(f"would NOT start: {'; '.join(dict.fromkeys(reasons))}")
+            if needed := memory(config):
+                print(needed[0])
+            print(f"would start, on {in_words(device_of(config.device))}")
             return
         begin, parallel = partial(_start, resolved), resolved.config.parallel
     from t2i_rl.parallel.processes import joined
@@ -125,9 +149,15 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def _start(resolved: Resolution, ranks: Ranks) -> Path:
+    needed = memory(resolved.config)
     from t2i_rl.training.run import start
 
-    return start(resolved.config, resolved.said(), ranks)
+    lines = [resolved.said()]
+    if needed is not None:
+        said, fits = needed
+        lines.append(said if fits else f"warning: {said}")
+    out, *_ = ranks.each(str(free_or_next(resolved.config.out, TrainConfig.out)))  # one for all
+    return start(replace(resolved.config, out=Path(out)), "\n".join(lines), ranks)
 
 
 def _resume(again: Resume, ranks: Ranks) -> Path:

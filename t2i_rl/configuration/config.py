@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from models.device import AUTO
 from rewards.http.patience import Patience
 from rewards.registry import parse
 from t2i_rl.rollout.sampling import LogProb, Sampling
@@ -39,7 +40,13 @@ RewardSpecification = Annotated[
 # and speed depend on.
 FREE = (
     *("out", "steps", "device", "deterministic", "on_reward_failure", "reward_server", "parallel"),
-    *("rollout.micro_batch", "update.micro_batch", "update.gradient_checkpointing", "evaluation.batch"),
+    *(
+        "rollout.micro_batch",
+        "rollout.group_batch",
+        "update.micro_batch",
+        "update.gradient_checkpointing",
+        "evaluation.batch",
+    ),
 )
 
 
@@ -52,6 +59,7 @@ class RolloutConfig:
         group_size: G, images per prompt; one is enough only for methods that compare with a prompt's past (spo).
         micro_batch: prompts sampled at once; only memory and speed depend on it.
         resample_rounds: how often a method that samples further prompts, for groups that teach nothing, may do so.
+        group_batch: images of a prompt sampled at once, where memory is short; 0: the whole group.
     """
 
     prompts_per_step: int = 8
@@ -59,11 +67,13 @@ class RolloutConfig:
     micro_batch: int = 8
     sampling: Sampling = field(default_factory=Sampling)
     resample_rounds: int = 4
+    group_batch: int = 0
 
     def __post_init__(self) -> None:
         check("rollout.prompts-per-step", self.prompts_per_step, self.prompts_per_step >= 1, "at least 1")
         check("rollout.group-size", self.group_size, self.group_size >= 1, "at least 1")
         check("rollout.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+        check("rollout.group-batch", self.group_batch, self.group_batch >= 0, "0 (the whole group) or more")
         check("rollout.resample-rounds", self.resample_rounds, self.resample_rounds >= 1, "at least 1")
 
 
@@ -123,7 +133,7 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters instead of the whole model (needs peft: pip install 't2i-rl[lora]').
+    """Low-rank adapters instead of the whole model.
 
     Attributes:
         rank: of the adapters; 0 trains the model itself.
@@ -152,7 +162,7 @@ class EvaluationConfig:
     """Periodic evaluation on held-out prompts.
 
     Attributes:
-        every: steps between evaluations; the untrained policy and the last step are always evaluated.
+        every: steps between evaluations; the untrained policy and the last step are evaluated too. 0: never.
         images_per_tag: images drawn for each tag of the prompts, its prompts taking turns.
         batch: images sampled at once; only memory and speed depend on it.
         reward: what scores the held-out images, written as the run's --reward; nothing: that reward.
@@ -166,7 +176,7 @@ class EvaluationConfig:
     sampling: EvaluationSampling = field(default_factory=EvaluationSampling)
 
     def __post_init__(self) -> None:
-        check("evaluation.every", self.every, self.every >= 1, "at least 1")
+        check("evaluation.every", self.every, self.every >= 0, "0 (never) or more")
         check("evaluation.images-per-tag", self.images_per_tag, self.images_per_tag >= 1, "at least 1")
         check("evaluation.batch", self.batch, self.batch >= 1, "at least 1")
 
@@ -244,7 +254,7 @@ class TrainConfig:
             moments and adapters are float32 always.
         trainable: which parameters the update changes, as a regular expression that their names contain, such as
             language_model|generation_head; nothing: the model family's own, the transformer.
-        device: where everything runs, such as cpu or cuda.
+        device: where everything runs: auto is cuda where there is one, else cpu.
         deterministic: use operations that give the same bits each time, on a GPU too; slower there. A CPU's do anyway.
     """
 
@@ -262,7 +272,7 @@ class TrainConfig:
     contrast_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     trainable: str = ""
-    device: str = "cpu"
+    device: str = AUTO
     deterministic: bool = False
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)

@@ -1,7 +1,9 @@
 """Full runs as data: one preset per column of the two papers' tables of settings, and those of the tiny model.
 
 A preset goes by its name (`t2i-rl train --preset janus-pro-7b-geneval-cfg`) or by model, reward and method together
-(`--model janus-pro-7b --reward geneval --method cfg`); a combination without one takes the nearest of its model. Flags
+(`--model janus-pro-7b --reward geneval --method cfg`); a combination without one takes the nearest of its model. A
+folder or hub id has the presets of the model whose sizes it has (`models.kin`), and a model without any those of its
+family's first, with its own guidance and micro-batches. Flags
 win over the run file, which wins over the preset. beta and the clip of the running weight are the column's, so another
 method has them too (`--preset janus-pro-7b-geneval-cfg --method grpo` is that column's baseline, with its beta).
 
@@ -18,6 +20,9 @@ Nothing here imports torch.
 from collections.abc import Collection
 from dataclasses import replace
 
+from models.kin import kin
+from models.registry import MODELS
+from t2i_rl.configuration.adapter_presets import ADAPTED, with_adapters
 from t2i_rl.configuration.config import CheckpointConfig, EvaluationConfig, RolloutConfig, TrainConfig, UpdateConfig
 from t2i_rl.configuration.run_method import with_method
 from t2i_rl.errors import UserError
@@ -146,6 +151,19 @@ PRESETS: dict[str, TrainConfig] = {
 
 
 BY_NAMES = {(config.model, config.reward, base_name(config.method)): name for name, config in PRESETS.items()}
+TOY = "tiny"  # its presets are of coloured shapes, and for no other model
+
+
+def model_of(model: str) -> str | None:
+    """The model whose presets are a model's: the one whose sizes it has, else the first of its family that has any.
+
+    None for a model that nothing here knows (`models.kin`), and for a family without presets.
+    """
+    alike, trained = kin(model), [config.model for config in PRESETS.values()]
+    if alike is None or alike in trained:
+        return alike
+    family = MODELS[alike].family
+    return next((one for one in trained if one != TOY and MODELS[one].family == family), None)
 
 
 def preset_name(model: str, reward: str | None, method: str) -> str | None:
@@ -153,7 +171,7 @@ def preset_name(model: str, reward: str | None, method: str) -> str | None:
 
     None for a model that has none. A single reward is the same wherever it is served: `geneval@http://HOST:PORT`.
     """
-    method = base_name(method)
+    method, model = base_name(method), model_of(model) or ""
     if reward is not None and " " not in reward:
         reward = reward.partition("@")[0]
     alike = {
@@ -167,8 +185,28 @@ def preset_name(model: str, reward: str | None, method: str) -> str | None:
 def preset(model: str, reward: str | None, method: str) -> TrainConfig:
     """The preset of a combination or the nearest to it, with these names; the defaults where its model has none."""
     name = preset_name(model, reward, method)
-    found = TrainConfig(model=model) if name is None else PRESETS[name]
+    found = TrainConfig(model=model) if name is None else fitted(PRESETS[name], model)
     return take_method(replace(found, reward=reward or found.reward), method)
+
+
+def fitted(found: TrainConfig, model: str) -> TrainConfig:
+    """The preset for that model. One of other sizes keeps its own guidance, and batches of as many tokens."""
+    found, before, now = replace(found, model=model), MODELS[found.model], kin(model)
+    if now in (None, before.name):
+        return found
+    share = tokens(before.name) / tokens(now)
+    own, training, judging = Sampling(), found.rollout, found.evaluation
+    return replace(
+        found,
+        rollout=replace(training, sampling=replace(training.sampling, guidance_scale=own.guidance_scale)),
+        update=replace(found.update, micro_batch=max(1, int(found.update.micro_batch * share))),
+        evaluation=replace(judging, batch=max(1, int(judging.batch * share))),
+    )
+
+
+def tokens(model: str) -> int:
+    """Of an image, by the name of its model."""
+    return sum(side**2 for side in MODELS[model].scales or (1,))
 
 
 def take_method(found: TrainConfig, method: str) -> TrainConfig:
@@ -185,14 +223,23 @@ def check_named(model: str, preset: str | None, named: Collection[str]) -> None:
     missing = [f"--{name}" for name in ("reward", "prompts", "heldout") if name not in named]
     if preset is None and missing:
         raise UserError(
-            f"no preset is of the model {model}, so nothing says what it is to learn: "
-            f"name {' and '.join(missing)}, or a preset, such as --preset tiny-shapes-cfg for one of the shapes world"
+            f"no preset is of the model {model}, nor does anything here say which it is like, so nothing says what it "
+            f"is to learn: name {' and '.join(missing)}, or the preset whose settings it is to have, such as --preset "
+            "janus-pro-7b-geneval-cfg (t2i-rl presets lists them)"
         )
 
 
+def papers() -> list[str]:
+    """The presets of the papers' columns."""
+    return [name for name, config in PRESETS.items() if config.model != TOY]
+
+
 def find_preset(name: str) -> TrainConfig:
-    """The preset of that name."""
-    if name not in PRESETS:
-        full = [known for known in PRESETS if not known.startswith("tiny-")]
-        raise UserError(f"there is no preset {name!r}: choose one of {', '.join(full)}, or tiny-shapes-METHOD")
-    return PRESETS[name]
+    """The preset of that name; NAME-lora is a column's with adapters."""
+    column = name.removesuffix(ADAPTED)
+    if column not in PRESETS or (name != column and column not in papers()):
+        raise UserError(
+            f"there is no preset {name!r}: choose one of {', '.join(papers())}, each also with {ADAPTED} behind it, or "
+            "tiny-shapes-METHOD"
+        )
+    return PRESETS[name] if name == column else with_adapters(PRESETS[column])

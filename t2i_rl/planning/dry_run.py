@@ -1,4 +1,7 @@
-"""What a training run would be, without starting it: names resolved, files found or missing. Imports no torch."""
+"""What a training run would be, without starting it: names resolved, files found or missing. Imports no torch.
+
+Whether it would start at all says `t2i_rl.planning.readiness`.
+"""
 
 import os
 import re
@@ -24,7 +27,6 @@ def report(config: TrainConfig, preset: str | None) -> list[str]:
     """The lines that tell a person what would run."""
     method, rollout = run_method(config), config.rollout
     images = rollout.prompts_per_step * rollout.group_size
-    taken = " exists, so it would be refused: choose another --out" if config.out.exists() else ""
     rows = [
         ("model", _model(config.model)),
         ("method", [f"{config.method}: {method.summary}", *composition(method)]),
@@ -38,7 +40,7 @@ def report(config: TrainConfig, preset: str | None) -> list[str]:
                 f"{config.steps * images:,} images, on {config.device}",
             ],
         ),
-        ("run", [f"{config.out}{taken}"]),
+        ("run", [str(config.out)]),
         ("preset", [f"{preset}; a flag or run file that changes it is marked" if preset else "none: the defaults"]),
         ("settings", _settings(config, find_preset(preset) if preset else TrainConfig())),
     ]

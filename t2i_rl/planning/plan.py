@@ -18,6 +18,7 @@ from math import ceil
 from torch.nn import Linear
 
 from models.architectures import Architecture, count, linear_weights
+from models.trainable import chosen
 from t2i_rl.planning.plan_config import PlanConfig
 from t2i_rl.rollout.log_probs import CHUNK
 
@@ -43,9 +44,9 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
     }
     first, *others = bytes_of.values()
     adapters = plan.lora_rank * adapter_entries(model)
-    trained = adapters or model.trained
+    learned = adapters or trained(model, plan)
     sequence = read(model, plan) + sum(fed(model))
-    rows = BRANCHES * plan.group_size * plan.rollout_batch
+    rows = BRANCHES * plan.rows_at_once
     # With checkpointing, every layer's input and all of the one layer that is being recomputed.
     whole, inputs = (1, len(model.layers)) if plan.gradient_checkpointing else (len(model.layers), 0)
     kept = whole * kept_by_layer(model) + inputs * model.width
@@ -54,10 +55,10 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
             "weights": first / plan.gpus,
             "other parts": sum(others),
             "adapters": 4 * adapters / plan.gpus,
-            "float32 copies": 4 * trained / plan.gpus if copied(plan) else 0,
-            "gradients": 4 * trained / plan.gpus,
-            "moments": 2 * 4 * trained / plan.gpus,
-            "reference": 0 if plan.lora_rank or not plan.reference else size * model.trained / plan.gpus,
+            "float32 copies": 4 * learned / plan.gpus if copied(plan) else 0,
+            "gradients": 4 * learned / plan.gpus,
+            "moments": 2 * 4 * learned / plan.gpus,
+            "reference": 0 if plan.lora_rank or not plan.reference else size * learned / plan.gpus,
         },
         "sampling": {
             "gathered weights": first - first / plan.gpus,
@@ -70,6 +71,21 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
             "logits": CHUNK * model.codes * 4 * CHUNK_COPIES,
         },
     }
+
+
+def trained(model: Architecture, plan: PlanConfig) -> int:
+    """Entries that an update changes of the model itself. Raises ModelError for a pattern that no parameter has."""
+    if not plan.trainable:
+        return model.trained
+    names = chosen(model.module, plan.trainable)
+    return sum(value.numel() for name, value in model.module.named_parameters() if name in names)
+
+
+def peaks(model: Architecture, plan: PlanConfig) -> dict[str, float]:
+    """Bytes that each GPU needs at most, while sampling and in the update."""
+    needed = memory(model, plan)
+    always = sum(needed["always"].values())
+    return {phase: always + sum(needed[phase].values()) for phase in ("sampling", "update")}
 
 
 def kept_by_layer(model: Architecture) -> int:
@@ -128,14 +144,14 @@ def floors(model: Architecture, plan: PlanConfig) -> dict[str, tuple[float, floa
         batches * len(model.blocks) * (layers + head) * size + BRANCHES * images * sum(ends) * cached(model) * size,
     )
 
-    trained = plan.lora_rank * adapter_entries(model) or model.trained
+    learned = plan.lora_rank * adapter_entries(model) or trained(model, plan)
     # Backward is one pass for the inputs' gradients and, where the weights are trained, one for theirs.
     passes = 1 + 1 + (not plan.lora_rank) + plan.gradient_checkpointing + plan.reference
     head_passes = 2 + 1 + plan.reference  # recomputed in backward; it is not trained in Janus
     forward = (prompt + tokens) * 2 * layers + seen * attention + prompt * (prompt + 1) // 2 * attention
     updated = (
         images * (passes * forward + head_passes * model.tokens * 2 * head),
-        ceil(images / plan.update_batch) * passes * layers * size + trained * (7 * 4 + size * copied(plan)) / plan.gpus,
+        ceil(images / plan.update_batch) * passes * layers * size + learned * (7 * 4 + size * copied(plan)) / plan.gpus,
     )
     return {"operations": (sampled[0], updated[0]), "bytes": (sampled[1], updated[1])}
 
@@ -153,15 +169,13 @@ def report(model: Architecture, plan: PlanConfig) -> list[str]:
         lines.append("as if what is trained were sharded over them: t2i-rl train runs on one GPU for now")
     lines += ["", "parameters, millions"]
     lines += [f"  {name:<28}{count(modules) / 1e6:>10,.1f}" for name, modules in model.parts.items()]
-    trained = plan.lora_rank * adapter_entries(model) or model.trained
-    lines += [f"  {'trained':<28}{trained / 1e6:>10,.1f}", "", "memory per GPU, GB"]
-    needed = memory(model, plan)
-    always = sum(needed["always"].values())
-    for phase, parts in needed.items():
+    learned = plan.lora_rank * adapter_entries(model) or trained(model, plan)
+    lines += [f"  {'trained':<28}{learned / 1e6:>10,.1f}", "", "memory per GPU, GB"]
+    for phase, parts in memory(model, plan).items():
         lines += [f"  {f'{phase}: {name}':<28}{value / 1e9:>10.2f}" for name, value in parts.items() if value]
-    peaks = {phase: always + sum(needed[phase].values()) for phase in ("sampling", "update")}
-    lines += [f"  {f'peak while {phase}':<28}{peak / 1e9:>10.2f}" for phase, peak in peaks.items()]
-    fits = max(peaks.values()) <= USABLE * plan.memory_gb * 1e9
+    most = peaks(model, plan)
+    lines += [f"  {f'peak while {phase}':<28}{peak / 1e9:>10.2f}" for phase, peak in most.items()]
+    fits = max(most.values()) <= USABLE * plan.memory_gb * 1e9
     said = "fits" if fits else "does NOT fit"
     lines += [
         f"  it {said} into {USABLE:.0%} of {plan.memory_gb:g} GB",

@@ -2,14 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
+from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.run_method import run_method
 from t2i_rl.settings import check
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """What a run would need: parameters, memory per GPU, whether it fits, the least seconds of a step.
+
+    --preset NAME, --method NAME, --reward NAME: what t2i-rl train would take its settings from; a model of its own has
+    those of its first preset, as there.
 
     Attributes:
         model: a registered name; nothing is downloaded.
@@ -21,11 +26,14 @@ class PlanConfig:
         prompts_per_step: P, prompts in a step.
         group_size: G, images per prompt.
         rollout_batch: prompts sampled at once on a GPU.
+        group_batch: images of a prompt sampled at once; 0: the whole group.
+        evaluation_batch: held-out images sampled at once; 0: none are.
         update_batch: images per forward and backward pass on a GPU.
         prompt_tokens: of a prompt with its template.
         reference: whether the method compares with the model that the run began with.
         gradient_checkpointing: as in training.
         lora_rank: of adapters on every linear layer; 0 trains the model itself.
+        trainable: which parameters the update changes, as t2i-rl train takes it.
     """
 
     model: str
@@ -37,22 +45,51 @@ class PlanConfig:
     prompts_per_step: int = 8
     group_size: int = 8
     rollout_batch: int = 1
+    group_batch: int = 0
+    evaluation_batch: int = 0
     update_batch: int = 4
     prompt_tokens: int = 40
     reference: bool = True
     gradient_checkpointing: bool = False
     lora_rank: int = 0
+    trainable: str = ""
 
     def __post_init__(self) -> None:
         for name in ("gpus", "prompts_per_step", "group_size", "rollout_batch", "update_batch", "prompt_tokens"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("memory_gb", "bandwidth_gbs", "tflops"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) > 0, "above 0")
-        check("lora-rank", self.lora_rank, self.lora_rank >= 0, "0 or more")
+        for name in ("lora_rank", "group_batch", "evaluation_batch"):
+            check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 0, "0 or more")
+
+    @classmethod
+    def of(cls, config: TrainConfig, model: str) -> Self:
+        """What a training run comes to, of a model with a name (`models.kin`), on one GPU."""
+        rollout, update, judging = config.rollout, config.update, config.evaluation
+        return cls(
+            model=model,
+            dtype=config.dtype,
+            prompts_per_step=rollout.prompts_per_step,
+            group_size=rollout.group_size,
+            rollout_batch=rollout.micro_batch,
+            group_batch=rollout.group_batch,
+            evaluation_batch=judging.batch if judging.every else 0,
+            update_batch=update.micro_batch,
+            reference=run_method(config).needs_reference,
+            gradient_checkpointing=update.gradient_checkpointing,
+            lora_rank=config.lora.rank,
+            trainable=config.trainable,
+        )
 
     @property
     def prompts_per_gpu(self) -> int:
         return math.ceil(self.prompts_per_step / self.gpus)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Images that are sampled at once at most."""
+        group = min(self.group_batch or self.group_size, self.group_size)
+        return max(group * min(self.rollout_batch, self.prompts_per_gpu), self.evaluation_batch)
 
     @property
     def images_per_gpu(self) -> int:

@@ -25,7 +25,8 @@ from t2i_rl.prompts.prompt import balanced
 from t2i_rl.reports.revisit import run_config
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.prompt_record import prompts_of
-from t2i_rl.training.run import CHECKPOINTS, SAMPLES, STRIP
+from t2i_rl.training.run import SAMPLES, STRIP
+from t2i_rl.training.run_folder import CHECKPOINTS
 
 REPORT = "report.html"
 TALLEST = 192  # pixels: higher samples are shown smaller, or the page would be too large to open
@@ -126,7 +127,8 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
 
     from models.registry import load
     from t2i_rl.pictures.heatmaps import token_maps
-    from t2i_rl.training.checkpoints import check_source, latest
+    from t2i_rl.training.checkpoints import check_source
+    from t2i_rl.training.run_folder import latest
 
     newest = latest(run / CHECKPOINTS)
     if newest is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from models.device import AUTO, device_of
 from models.registry import load
 from rewards.registry import build
 from t2i_rl.configuration.config import CONFIG, TrainConfig, read_config
@@ -21,7 +22,7 @@ from t2i_rl.rollout.measure import measure
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.prompt_record import prompts_of
-from t2i_rl.training.run import CHECKPOINTS
+from t2i_rl.training.run_folder import CHECKPOINTS, at_step, complete
 from t2i_rl.training.trainer import Trainer
 
 
@@ -42,9 +43,9 @@ def weights_before(run: Path, config: TrainConfig, step: int) -> Path | None:
     if step == 1:
         return None
     folder = run / CHECKPOINTS
-    wanted = checkpoints.at_step(folder, step - 1)
+    wanted = at_step(folder, step - 1)
     if not wanted.is_dir():
-        there = [path.name for path in checkpoints.complete(folder)]
+        there = [path.name for path in complete(folder)]
         steps = [1, *(int(name.removeprefix("step-")) + 1 for name in there)]
         possible = ", ".join(str(number) for number in steps if number <= config.steps)
         raise UserError(
@@ -56,6 +57,7 @@ def weights_before(run: Path, config: TrainConfig, step: int) -> Path | None:
 
 def trainer_before(run: Path, step: int, device: str) -> tuple[Trainer, Path | None]:
     """The trainer as it stood before a step, but for its optimizer; and the checkpoint that it was read from."""
+    device = device_of(device)
     config = replace(run_config(run), device=device)
     checkpoint = weights_before(run, config, step)
     method, dtype = run_method(config), getattr(torch, config.dtype)
@@ -78,7 +80,7 @@ class Seen:
     run: Path
     step: int
     row: int = 0
-    device: str = "cpu"
+    device: str = AUTO
 
 
 @torch.no_grad()

@@ -111,6 +111,18 @@ def concatenate(rollouts: Sequence[Rollout], condition: Condition) -> Rollout:
     )
 
 
+def widened(rollouts: Sequence[Rollout]) -> Rollout:
+    """Groups that were sampled in parts, of the same prompts, as whole ones; as long as the longest part."""
+    first, longest = rollouts[0], max(rollout.tokens.shape[-1] for rollout in rollouts)
+    stop = first.stop_tokens[0] if first.stop_tokens else 0
+
+    def joined(parts: Sequence[Tensor], behind: int) -> Tensor:
+        return torch.cat([F.pad(part, (0, longest - part.shape[-1]), value=behind) for part in parts], dim=1)
+
+    statistics = {name: joined([one.statistics[name] for one in rollouts], 0) for name in first.statistics}
+    return replace(first, tokens=joined([one.tokens for one in rollouts], stop), statistics=statistics)
+
+
 @dataclass(frozen=True)
 class Groups:
     """Sampled groups and what their samples earned, all of which each process knows; it holds the samples of its own.

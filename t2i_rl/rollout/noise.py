@@ -17,11 +17,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Noise:
-    """What keys the noise of a batch; occurrences are counted within the prompts if not given."""
+    """What keys the noise of a batch; occurrences are counted within the prompts if not given.
+
+    first: the number of each prompt's first sample here, where a group is sampled in parts.
+    """
 
     seed: int
     step: int = 0
     occurrences: Sequence[int] = field(default_factory=tuple)
+    first: int = 0
 
 
 def occurrences(prompts: Sequence[str]) -> list[int]:
@@ -35,13 +39,19 @@ def occurrences(prompts: Sequence[str]) -> list[int]:
 
 
 def uniforms(
-    seed: int, step: int, prompts: Sequence[str], occurrence: Sequence[int], group_size: int, tokens: int
+    seed: int,
+    step: int,
+    prompts: Sequence[str],
+    occurrence: Sequence[int],
+    group_size: int,
+    tokens: int,
+    first: int = 0,
 ) -> Float[Tensor, "P G N"]:
-    """Uniform numbers in [0, 1) for every token of every image."""
+    """Uniform numbers in [0, 1) for every token of every image, of which each prompt's are numbered from `first`."""
     drawn = np.empty((len(prompts), group_size, tokens), dtype=np.float32)
     for row, (prompt, number) in enumerate(zip(prompts, occurrence, strict=True)):
         for sample in range(group_size):
-            text = "\0".join((str(seed), str(step), str(number), str(sample), prompt))
+            text = "\0".join((str(seed), str(step), str(number), str(first + sample), prompt))
             key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
             drawn[row, sample] = np.random.Generator(np.random.Philox(key=key)).random(tokens, dtype=np.float32)
     return torch.from_numpy(drawn)

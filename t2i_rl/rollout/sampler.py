@@ -62,7 +62,7 @@ def sample_group(
     layout, prompts = policy.layout, condition.prompts
     limit = min(layout.tokens, max_tokens or layout.tokens)
     numbers = noise.occurrences or occurrences(prompts)
-    uniform = uniforms(noise.seed, noise.step, prompts, numbers, group_size, limit).flatten(0, 1)
+    uniform = uniforms(noise.seed, noise.step, prompts, numbers, group_size, limit, noise.first).flatten(0, 1)
     guidance = block_guidance(policy, sampling)
     guided = bool((guidance != 1).any())
     branches = 2 if guided or CONTRASTS & set(statistics) else 1

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import write_atomically
 from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.training.run_folder import at_step, complete, latest
 
 INVENTORY = "complete.json"
 OPTIMIZER = "optimizer"  # how the names of its files begin
@@ -33,11 +34,6 @@ class Inventory:
     step: int
     settings: Mapping[str, Any]
     history: Mapping[str, Any]
-
-
-def at_step(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return folder / f"step-{step:06d}"
 
 
 def save(
@@ -134,17 +130,6 @@ def check_source(model: str) -> None:
     """Refuse a model that is a checkpoint of a run and not whole; others are not looked at. Raises UserError."""
     if (Path(model) / INVENTORY).is_file():
         read(Path(model), resuming=False)
-
-
-def complete(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first; half-written ones do not carry the final name."""
-    numbered = {path.name.removeprefix("step-"): path for path in folder.glob("step-*") if path.is_dir()}
-    return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
-
-
-def latest(folder: Path) -> Path | None:
-    found = complete(folder)
-    return found[-1] if found else None
 
 
 def prune(folder: Path, keep_last: int, best: int | None) -> None:

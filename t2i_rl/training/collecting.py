@@ -18,7 +18,7 @@ from t2i_rl.methods.method import Method
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.prompts.order import batch, further_batch
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.groups import Groups, Rollout, concatenate, join
+from t2i_rl.rollout.groups import Groups, Rollout, concatenate, join, widened
 from t2i_rl.rollout.log_probs import micro_batches
 from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.passes import StatisticPasses
@@ -161,9 +161,19 @@ class Collector:
 
     def sample(self, step: int, condition: Condition, occurrence: Sequence[int]) -> Rollout:
         """One micro-batch of groups, with the statistics that are measured while sampling."""
-        settings, noise = self.config.rollout, Noise(self.config.seed, step, occurrence)
-        names = self.passes.while_sampling
-        return sample_group(self.policy, condition, settings.group_size, settings.sampling, noise, names)
+        settings, names = self.config.rollout, self.passes.while_sampling
+        parts = [
+            sample_group(
+                self.policy,
+                condition,
+                samples.stop - samples.start,
+                settings.sampling,
+                Noise(self.config.seed, step, occurrence, samples.start),
+                names,
+            )
+            for samples in micro_batches(settings.group_size, settings.group_batch or settings.group_size)
+        ]
+        return widened(parts)
 
     def decode(self, rollout: Rollout) -> UInt8[ndarray, "P G H W 3"]:
         """The pixels, where rewards look at them: on the CPU."""

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 
+from models.device import device_of, in_words
 from models.errors import ModelError
 from models.files.adapter import is_adapter
 from models.policy import Policy
-from models.registry import check_device, load
+from models.registry import load
 from models.trainable import choose_trainable
 from rewards.cut import sentence
 from rewards.registry import build
@@ -53,13 +54,13 @@ from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.lock import owned
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, Numbers, read_metrics
 from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
+from t2i_rl.training.run_folder import BEST, CHECKPOINTS, is_run, latest
 from t2i_rl.training.stopping import Stopping
 from t2i_rl.training.trainer import Trainer
 
-CHECKPOINTS = "checkpoints"
-BEST = "best.json"
 SAMPLES = "samples"
-PICTURES = "samples.png"  # written last: a run that has it is finished
+PICTURES = "samples.png"  # written last: an evaluated run that has it is finished
+LOADING = "loading the reward and the model; weights that are not here are downloaded"
 STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
@@ -68,7 +69,7 @@ def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
 
     An error before the first step is done leaves no folder behind.
 
-    said: where the settings are from, which is shown before the first step.
+    said: where the settings are from, which is shown before anything is loaded.
     ranks: the processes that share the run; the first of them writes all but its share of the checkpoints.
     """
     if ranks.first and config.out.exists():
@@ -77,9 +78,9 @@ def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
         )
     config = rooted(config)
     with determinism(config.deterministic):
-        trainer, heldout, judge = _prepare(config, config.model, ranks)
-        for line in filter(None, (said, *_preamble(trainer, heldout))):
-            print(line)
+        trainer, heldout, judge = _prepare(config, config.model, ranks, said)
+        for line in _preamble(trainer, heldout):
+            print(line, flush=True)
         if not ranks.first:
             return _train(trainer, heldout, judge, done=0)
         with whole_folder(config.out) as aside:
@@ -101,7 +102,7 @@ def resume(run: Path, steps: int | None = None, device: str | None = None, ranks
     Of the settings only those of `config.FREE` may differ from the run's own. Raises UserError while another process
     trains in the folder.
     """
-    if not ((run / CONFIG).is_file() and (run / CHECKPOINTS).is_dir()):
+    if not is_run(run):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
     with owned(run) if ranks.first else nullcontext():
         ranks.meet()
@@ -111,7 +112,7 @@ def resume(run: Path, steps: int | None = None, device: str | None = None, ranks
 def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Path:
     config = read_config(run / CONFIG)
     config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
-    newest = checkpoints.latest(run / CHECKPOINTS)
+    newest = latest(run / CHECKPOINTS)
     ranks.meet()  # all have looked, before the first one writes
     if newest is None:
         if (run / BEST).exists():
@@ -128,12 +129,13 @@ def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Pa
                 f"{run / CONFIG} has {name} {now!r}, but {newest} was trained with {before.get(name)!r}: "
                 "put it back, or start a new run with --model"
             )
-    if found.step == config.steps and not (run / PICTURES).exists():  # stopped after its last checkpoint
+    unfinished = config.evaluation.every and not (run / PICTURES).exists()
+    if found.step == config.steps and unfinished:  # stopped after its last checkpoint
         ranks.meet()  # all have seen that
         if ranks.first:
             write_atomically(run / CONFIG, to_json(config))
             with _resumable(run), MetricsLog(run, config.steps, found.step) as tracker:
-                _finish(config, prompts_of(config, "heldout"), tracker)
+                _finish(config, heldout_of(config), tracker)
         ranks.meet()
         if (run / PICTURES).exists():
             return run
@@ -152,17 +154,24 @@ def _write_config(trainer: Trainer) -> None:
         write_atomically(trainer.config.out / CONFIG, to_json(trainer.config))
 
 
-def _prepare(config: TrainConfig, source: str, ranks: Ranks) -> tuple[Trainer, list[Prompt], Reward]:
-    """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'."""
-    device = own_device(config.device)
-    check_device(device)
+def _prepare(config: TrainConfig, source: str, ranks: Ranks, said: str = "") -> tuple[Trainer, list[Prompt], Reward]:
+    """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'.
+
+    What takes long comes last, after a word on what is about to be.
+    """
+    config = replace(config, device=device_of(config.device))
+    device = device_of(own_device(config.device))
     method = run_method(config)
     check_settings(config, method)
     check_shares(config, ranks)
-    prompts, heldout = prompts_of(config, "prompts"), prompts_of(config, "heldout")
+    prompts, heldout = prompts_of(config, "prompts"), heldout_of(config)
     judged_by = config.evaluation.reward or config.reward
     check_records(config.reward, prompts)
     check_records(judged_by, heldout)
+    if source == config.model and is_adapter(source):
+        raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
+    for line in filter(None, (said, *_intended(config))):
+        print(line, flush=True)
     reward = build(config.reward, device, config.reward_server)
     judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server)
     sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
@@ -185,6 +194,21 @@ def _prepare(config: TrainConfig, source: str, ranks: Ranks) -> tuple[Trainer, l
     return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judge
 
 
+def heldout_of(config: TrainConfig) -> list[Prompt]:
+    """The held-out prompts; none of a run that is never evaluated."""
+    return prompts_of(config, "heldout") if config.evaluation.every else []
+
+
+def _intended(config: TrainConfig) -> list[str]:
+    """What is about to be done, while nothing has been loaded yet."""
+    rollout = config.rollout
+    return [
+        f"on {in_words(config.device)}, {config.dtype}: {config.model} by {config.method}, for {config.reward}",
+        f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} images, into {config.out}",
+        LOADING,
+    ]
+
+
 def _other_words(config: TrainConfig) -> list[Prompt]:
     """What the model is asked beside its prompts."""
     words = {
@@ -199,6 +223,10 @@ def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
     """What a person should know before the first step."""
     training, judging = trainer.config.rollout.sampling, trainer.config.evaluation.sampling
     lines = [f"guidance {training.guidance_scale:g} in training, {judging.guidance_scale:g} on held-out prompts"]
+    if not heldout:
+        lines = [
+            f"guidance {training.guidance_scale:g}; nothing is held out (evaluation.every is 0), so no step is best"
+        ]
     tested, trained = {prompt.text for prompt in heldout}, {prompt.text for prompt in trainer.collector.prompts}
     if shared := len(tested & trained):
         lines.append(
@@ -210,8 +238,6 @@ def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
 
 def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -> Policy:
     """The model with what the run trains of it: its own choice, parameters by name, or adapters."""
-    if source == config.model and is_adapter(source):
-        raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
     policy = load(source, dtype, device, draws=True)
     if config.trainable:
         choose_trainable(policy, config.trainable)
@@ -240,12 +266,13 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
 
     numbers = MetricsLog(run, config.steps, done) if ranks.first else Numbers(run, done)
     with _resumable(run), numbers as tracker, Stopping() as stopping:
-        if done == 0:
+        every = config.evaluation.every
+        if done == 0 and every:
             tracker.log({"step": 0, **measured(0)})
         for step in range(done + 1, config.steps + 1):
             metrics = trainer.step(step)
             last = step == config.steps
-            if last or step % config.evaluation.every == 0:
+            if every and (last or step % every == 0):
                 metrics |= measured(step)
             tracker.log(metrics)
             best = best_step(tracker.kept)
@@ -292,8 +319,9 @@ def _finish(config: TrainConfig, heldout: Sequence[Prompt], tracker: Numbers) ->
     texts = [prompt.text for prompt in _shown(heldout)]
     with ornament("reward.png"):
         draw_reward_curve(run, rows)
-    with ornament(PICTURES):
-        draw_progress(run / SAMPLES, evaluated, texts, run / PICTURES)
+    if evaluated:
+        with ornament(PICTURES):
+            draw_progress(run / SAMPLES, evaluated, texts, run / PICTURES)
 
 
 def _keep_best(config: TrainConfig, best: int | None) -> None:

@@ -128,7 +128,7 @@ class TestOnJanus:
 
     def test_without_peft_the_command_that_installs_it(self, base: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(sys.modules, "peft", None)
-        with pytest.raises(ModelError, match=r"pip install 't2i-rl\[lora\]'"):
+        with pytest.raises(ModelError, match=r"pip install -e \."):
             adapt(load(str(base)), str(base), rank=2, alpha=4.0)
 
     @pytest.mark.parametrize(

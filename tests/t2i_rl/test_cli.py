@@ -24,11 +24,14 @@ REFUSED = [
     ("train --rollout.group-size 1", "rollout.group-size is 1"),
     ("train --method ppo", "there is no method 'ppo': choose one of grpo, cfg"),
     ("train --model huge", "unknown model 'huge': give a folder, a hub id or one of the names tiny"),
+    ("trian", "there is no command 'trian': did you mean train? choose one of"),
+    ("train --group-size 4", "Unrecognized options: --group-size, 4: did you mean --rollout.group-size?"),
+    ("train --model qwen3-vl-8b", "no preset is of the model qwen3-vl-8b"),
     (
-        "train --model llamagen-512",
-        "no preset is of the model llamagen-512, so nothing says what it is to",
+        "train --model some/model",
+        "so nothing says what it is to learn: name --reward and --prompts and --heldout, or the",
     ),
-    ("train --model some/model --reward geneval --prompts geneval-train", "is to learn: name --heldout, or a preset"),
+    ("train --model some/model --reward geneval --prompts geneval-train", "is to learn: name --heldout, or the preset"),
     (
         "train --reward hpsv2",
         "prompts is shapes:train, but the reward hpsv2 knows no coloured shapes",
@@ -70,13 +73,23 @@ REFUSED = [
     ("check --dtype float8", "invalid choice 'float8'"),
     ("export --model tiny --out out", "tiny has no adapters to merge: name a --format"),
     ("train --lora.rank -1", "lora.rank is -1: it has to be 0 or more"),
-    ("serve", "Missing"),
+    ("serve", "missing: REWARD (see t2i-rl serve --help)"),
     ("serve beauty", "there is no reward named 'beauty': choose one of shapes"),
     ("serve shapes --port 99999", "port is 99999: it has to be in 0..65535"),
     ("serve shapes --batch 0", "batch is 0: it has to be at least 1"),
     ("heatmap ring --group-size x", "Error parsing --group-size"),
 ]
-HELP = ["", "--help", "train --help", "train --resume runs/a --help", "generate --help", "eval --help"]
+HELP = [
+    "",
+    "--help",
+    "--version",
+    "presets",
+    "presets tiny-shapes-cfg",
+    "train --help",
+    "train --resume runs/a --help",
+    "generate --help",
+    "eval --help",
+]
 HELP += ["eval geneval --help", "heatmap -h", "plan --help", "check --help", "serve --help"]
 
 CHILD = """

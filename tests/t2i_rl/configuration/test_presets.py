@@ -8,7 +8,7 @@ import pytest
 
 from rewards.catalogue import REWARDS
 from t2i_rl.cli import main
-from t2i_rl.commands.train import resolve
+from t2i_rl.commands.train import resolution, resolve
 from t2i_rl.configuration.config import EvaluationSampling, TrainConfig, to_json
 from t2i_rl.configuration.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
 from t2i_rl.configuration.run_method import run_method
@@ -208,3 +208,61 @@ def test_a_reward_that_is_not_there_is_one_sentence(
     error = capsys.readouterr().err
     assert "'geneval'" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_column_can_be_had_with_adapters(name: str) -> None:
+    column, adapted = find_preset(name), find_preset(f"{name}-lora")
+    assert adapted.lora.rank == 32 and adapted.update.gradient_checkpointing and adapted.dtype == "bfloat16"
+    assert adapted.update.learning_rate == pytest.approx(10 * column.update.learning_rate)
+    assert (adapted.model, adapted.method, adapted.steps) == (column.model, column.method, column.steps)
+    assert adapted.rollout == replace(column.rollout, group_batch=4)
+    assert resolve(["--preset", f"{name}-lora"]) == adapted
+
+
+def test_the_toy_has_no_preset_with_adapters() -> None:
+    with pytest.raises(UserError, match="no preset 'tiny-shapes-cfg-lora'"):
+        find_preset("tiny-shapes-cfg-lora")
+
+
+@pytest.mark.parametrize(
+    ("model", "of"),
+    [
+        ("deepseek-ai/Janus-Pro-7B", "janus-pro-7b"),
+        ("deepseek-community/Janus-Pro-1B", "janus-pro-1b"),
+        ("janus-pro-7b-gcpo-hps", "janus-pro-7b"),
+        ("llamagen-256-gcpo", "llamagen-256"),
+        ("llamagen-512", "llamagen-256"),
+        ("star-512", "star-256"),
+        ("star-1024", "star-256"),
+    ],
+)
+def test_a_real_model_never_trains_the_toy(model: str, of: str) -> None:
+    found = resolution(["--model", model, "--method", "critical"])
+    column = find_preset(str(found.preset))
+    assert column.model == of and found.config.model == model
+    assert found.config.prompts == column.prompts and found.config.update.learning_rate == column.update.learning_rate
+    assert f"preset {found.preset} (" in found.said() and of in found.said()
+
+
+def test_a_model_of_another_size_has_its_own_guidance_and_batches() -> None:
+    """As many tokens at once: the 512 px model has four times those of the 256 px one."""
+    column, found = find_preset("llamagen-256-hps-critical"), preset("llamagen-512", None, "critical")
+    assert (column.rollout.sampling.guidance_scale, found.rollout.sampling.guidance_scale) == (1.0, None)
+    assert (column.update.micro_batch, found.update.micro_batch) == (4, 1)
+    assert (column.evaluation.batch, found.evaluation.batch) == (16, 4)
+    assert preset("llamagen-256-gcpo", None, "critical") == replace(column, model="llamagen-256-gcpo")
+
+
+def test_a_folder_is_known_by_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "janus", "text_config": {"num_hidden_layers": 30}}')
+    assert preset(str(tmp_path), None, "cfg") == replace(PRESETS["janus-pro-7b-geneval-cfg"], model=str(tmp_path))
+
+
+def test_a_preset_is_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "janus-pro-1b-hps-critical"]) == 0
+    (tmp_path / "run.json").write_text(capsys.readouterr().out)
+    assert resolve(["--config", str(tmp_path / "run.json")]) == PRESETS["janus-pro-1b-hps-critical"]
+    assert main(["presets"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert listed == [*FULL, *(f"{name}-lora" for name in FULL), "tiny-shapes-METHOD"]

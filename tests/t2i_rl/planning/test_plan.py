@@ -10,6 +10,7 @@ from torch import Tensor
 from models.architectures import Architecture, architecture
 from models.policy import Policy
 from t2i_rl.cli import main
+from t2i_rl.configuration.presets import find_preset
 from t2i_rl.planning.plan import floors, kept_by_layer, memory
 from t2i_rl.planning.plan_config import PlanConfig
 from tests.conftest import random_janus
@@ -140,7 +141,7 @@ def test_a_layer_keeps_what_the_formula_says(family: str, janus: Architecture):
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]):
-    words = ["plan", "--model", "janus-pro-7b", "--gpus", "8", "--group-size", "16"]
+    words = ["plan", "--model", "janus-pro-7b", "--gpus", "8", "--group-size", "16"]  # of train's preset, but for these
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "language model                 6,490.9" in said and "it fits into 90% of 80 GB" in said
@@ -150,6 +151,33 @@ def test_the_command(capsys: pytest.CaptureFixture[str]):
     assert "it does NOT fit into 90% of 24 GB" in said and "sharded" not in said
 
 
+def test_a_plan_is_of_what_train_would_do(capsys: pytest.CaptureFixture[str]):
+    column = find_preset("janus-pro-7b-geneval-cfg")
+    plan = PlanConfig.of(column, "janus-pro-7b")
+    assert (plan.dtype, plan.group_size, plan.update_batch, plan.reference) == ("float32", 16, 4, True)
+    assert main(["plan", "--model", "deepseek-ai/Janus-Pro-7B"]) == 0
+    by_model = capsys.readouterr().out
+    assert main(["plan", "--preset", "janus-pro-7b-geneval-cfg"]) == 0
+    assert capsys.readouterr().out == by_model and "157.23" in by_model
+    assert main(["plan", "--preset", "janus-pro-7b-geneval-cfg-lora", "--memory-gb", "24"]) == 0
+    assert "it fits into 90% of 24 GB" in capsys.readouterr().out
+
+
+def test_what_is_sampled_at_once(janus: Architecture):
+    """The whole group, a part of it or the held-out images, whichever are most."""
+    keys = memory(janus, PLAN)["sampling"]["keys and values"]
+    assert memory(janus, replace(PLAN, group_batch=4))["sampling"]["keys and values"] == keys / 4
+    assert memory(janus, replace(PLAN, group_batch=4, evaluation_batch=8))["sampling"]["keys and values"] == keys / 2
+
+
+def test_parameters_by_name(janus: Architecture):
+    plan = replace(PLAN, gpus=1, trainable="generation_head")
+    head = 4096 * 4096 + 4096 + 16384 * 4096 + 16384
+    assert memory(janus, plan)["always"]["gradients"] == 4 * head
+
+
 def test_what_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "--model", str(tmp_path)]) == 2
-    assert "is not written down: give the name of a model" in capsys.readouterr().err
+    assert "nothing here says what sizes" in capsys.readouterr().err
+    assert main(["plan", "--gpus", "2"]) == 2
+    assert capsys.readouterr().err == "t2i-rl: missing: --model (see t2i-rl plan --help)\n"

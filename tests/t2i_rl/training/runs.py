@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from t2i_rl.cli import main
 from t2i_rl.training import checkpoints
+from t2i_rl.training.run import LOADING
 
 OPTIMIZER = "optimizer-00001-of-00001.safetensors"
 
@@ -71,5 +72,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The sentence with which the command line refuses, after checking that it is one."""
     assert main([str(word) for word in words]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("t2i-rl: ") and captured.err.count("\n") == 1 and not captured.out
+    assert captured.err.startswith("t2i-rl: ") and captured.err.count("\n") == 1
+    assert not captured.out or captured.out.splitlines()[-1] == LOADING  # what was about to be done when it was refused
     return captured.err

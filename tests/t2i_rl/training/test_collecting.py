@@ -192,3 +192,13 @@ def test_unless_groups_may_be_lost_one_image_without_a_score_stops_the_run():
 def test_faults_that_a_retry_mended_are_counted_too():
     metrics = trainer(Faulty(), RINGS).step(1)
     assert metrics["reward_faults/timeout"] == 4 and "groups_lost" not in metrics
+
+
+@pytest.mark.parametrize("group_batch", [1, 3, 4, 9])
+def test_groups_that_are_sampled_in_parts_are_the_same(group_batch: int):
+    """Tokens, statistics and so the step, whatever part of a group is sampled at once."""
+    whole, parts = trainer(HighCodes()), trainer(HighCodes(), group_batch=group_batch)
+    metrics, others = timeless(whole.step(1)), timeless(parts.step(1))
+    rollout, other = (learner.collector.collected.rounds[0].rollout for learner in (whole, parts))
+    assert rollout.group_size == 4 and torch.equal(rollout.tokens, other.tokens)
+    assert others == pytest.approx(metrics, abs=1e-5)

@@ -23,7 +23,7 @@ from t2i_rl.cli import main
 from t2i_rl.pictures.strips import draw_progress
 from t2i_rl.training import checkpoints
 from t2i_rl.training.lock import owned
-from t2i_rl.training.run import best_step
+from t2i_rl.training.run import LOADING, best_step
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import DEATHS, DIES_AT, STEPS, Brightness, train_words
@@ -317,14 +317,32 @@ def test_held_out_images_are_drawn_at_the_models_own_guidance(
     assert scales == [1.0, random_janus().default_guidance]
     assert without_time(out)[0] == without_time(finished)[0]
     said = capsys.readouterr().out.splitlines()
-    assert said[:2] == [
-        "no preset: the defaults",
+    assert said[0] == "no preset: the defaults"
+    assert said[1].startswith("on cpu, with ") and said[1].endswith(f", float32: {model} by cfg, for brightness")
+    assert said[2:5] == [
+        f"1 steps of 2 prompts x 3 images, into {out}",
+        LOADING,
         "guidance 1 in training, 5 on held-out prompts",
     ]
-    assert said[2].startswith("3 of 3 held-out prompts are training prompts too")
+    assert said[5].startswith("3 of 3 held-out prompts are training prompts too")
     other = tmp_path / "other"
     assert main(train_words(model, other, "cfg", *more, "--evaluation.sampling.guidance-scale", "1")) == 0
     assert without_time(other)[0] != without_time(finished)[0]
+
+
+def test_a_run_that_is_never_evaluated(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It needs no held-out prompts, draws none of them, and goes on and ends like any other."""
+    run = tmp_path / "run"
+    words = train_words(model, run, "cfg", "--evaluation.every", "0", "--heldout", "absent.txt", "--steps", "1")
+    assert main(words) == 0
+    assert "nothing is held out (evaluation.every is 0)" in capsys.readouterr().out
+    assert main(["train", "--resume", str(run), "--steps", "2"]) == 0
+    assert [row["step"] for row in without_time(run)] == [1, 2]
+    assert not any("heldout" in row for row in without_time(run)) and not (run / "samples").exists()
+    assert json.loads((run / "best.json").read_text()) == {"step": None}
+    assert main(["report", str(run)]) == 0
+    capsys.readouterr()
+    assert "give a larger --steps" in refused(capsys, "train", "--resume", run)
 
 
 def test_a_long_run_shows_evenly_spaced_evaluations(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -456,7 +474,8 @@ def test_prompts_that_are_cut_are_counted_at_the_start(
     monkeypatch.setattr(JanusPolicy, "cut", lambda self, prompts: (3, 3), raising=False)
     monkeypatch.setattr("t2i_rl.training.run._train", lambda trainer, *_, **__: trainer.config.out)
     assert main(train_words(model, tmp_path / "run")) == 0
-    said = capsys.readouterr().out.splitlines()[:4]
+    said = capsys.readouterr().out.splitlines()
+    said = said[said.index(LOADING) + 1 :][:4]
     assert [line.partition(":")[0] for line in said] == [
         f"{number} of 3 {which} prompts are longer than the {tokens} tokens that {reader} reads"
         for which in ("training", "held-out")

@@ -1,0 +1,39 @@
+"""Which training a card holds, for every model with a name: arithmetic of `t2i_rl.planning.plan`, nothing measured."""
+
+from dataclasses import replace
+
+from models.registry import ANSWERING, MODELS
+from t2i_rl.configuration.adapter_presets import with_adapters
+from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.presets import TOY, preset
+from t2i_rl.planning.plan_config import PlanConfig
+
+CARDS = (24, 40, 80, 141)  # GB
+METHOD = "critical"  # a method with a reference: others take no more
+
+
+def frugal(column: TrainConfig) -> TrainConfig:
+    """The whole model, in the least memory that changes no result but by rounding."""
+    update = replace(column.update, gradient_checkpointing=True, micro_batch=1)
+    return replace(column, dtype="bfloat16", update=update)
+
+
+WAYS = {"whole": lambda column: column, "whole, frugal": frugal, "adapters": with_adapters}
+
+
+def table() -> list[tuple[str, ...]]:
+    """A row for each model: its name, and for each card the first of the ways that it holds, with the peak in GB."""
+    from models.architectures import architecture
+    from t2i_rl.planning.plan import USABLE, peaks
+
+    rows = [("model", *(f"{card} GB" for card in CARDS))]
+    for name, entry in MODELS.items():
+        if name == TOY or entry.like or entry.family in ANSWERING:
+            continue
+        model, column = architecture(name), preset(name, None, METHOD)
+        most = {way: max(peaks(model, PlanConfig.of(turn(column), name)).values()) / 1e9 for way, turn in WAYS.items()}
+        held = [
+            next((f"{way} ({peak:.0f})" for way, peak in most.items() if peak <= USABLE * card), "-") for card in CARDS
+        ]
+        rows.append((name, *held))
+    return rows

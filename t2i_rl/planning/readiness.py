@@ -1,0 +1,120 @@
+"""What stands between a command line and its first step: looked for without loading a weight.
+
+Each reason is the sentence with which the run itself would be refused, but for memory: that is arithmetic
+(`t2i_rl.planning.plan`), by which a run is warned and a dry run refused.
+"""
+
+from collections.abc import Callable
+
+from models.device import device_of, in_words, memory_of
+from models.errors import ModelError
+from models.files.adapter import is_adapter
+from models.kin import kin
+from models.registry import ANSWERING, MODELS
+from rewards.errors import RewardError
+from rewards.registry import parse
+from t2i_rl.configuration.adapter_presets import ADAPTED
+from t2i_rl.configuration.checks import check_records
+from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.errors import UserError
+from t2i_rl.outputs import check_free
+from t2i_rl.planning.plan_config import PlanConfig
+from t2i_rl.prompts.reading import load_prompts
+
+
+def obstacles(config: TrainConfig) -> list[str]:
+    """Why the run would not start; nothing where it would."""
+    found = []
+    for look in LOOKS:
+        try:
+            look(config)
+        except (UserError, ModelError, RewardError) as error:
+            found.append(str(error))
+    return found
+
+
+def _folder(config: TrainConfig) -> None:
+    check_free(config.out)
+
+
+def _device(config: TrainConfig) -> None:
+    device_of(config.device)
+
+
+def _prompts(config: TrainConfig) -> None:
+    check_records(config.reward, load_prompts(config.prompts))
+
+
+def _heldout(config: TrainConfig) -> None:
+    if config.evaluation.every:
+        check_records(config.evaluation.reward or config.reward, load_prompts(config.heldout))
+
+
+def _endpoints(config: TrainConfig) -> None:
+    """Rewards that ask a model by HTTP know where it is."""
+    asked = parse(config.reward) + (parse(config.evaluation.reward) if config.evaluation.reward else [])
+    for term in asked:
+        if term.entry.endpoint and not term.addresses:
+            from rewards.judges.endpoint import Endpoint
+
+            Endpoint.from_environment(term.entry.endpoint)
+
+
+def _model(config: TrainConfig) -> None:
+    if is_adapter(config.model):
+        raise UserError(
+            f"{config.model} is an adapter: merge it first, with t2i-rl export --model {config.model} --out FOLDER"
+        )
+    like = kin(config.model)
+    if like is not None and MODELS[like].family in ANSWERING:
+        raise UserError(f"{config.model} answers in text, and training draws pictures: choose another (t2i-rl models)")
+
+
+def _adapted_layers(config: TrainConfig) -> None:
+    like = kin(config.model)
+    if like is not None and config.lora.targets:
+        from models.architectures import architecture
+        from models.lora import linear_names
+
+        linear_names(architecture(like).layers, config.model, config.lora.targets)
+
+
+def _memory(config: TrainConfig) -> None:
+    said = memory(config)
+    if said is not None and not said[1]:
+        raise UserError(said[0])
+
+
+def memory(config: TrainConfig) -> tuple[str, bool] | None:
+    """What the run needs at most by the plan, in words, and whether the device has it; one that is not here may.
+
+    None for a model whose sizes are not known. Raises ModelError for a `trainable` that none of its parameters has.
+    """
+    like = kin(config.model)
+    if like is None or MODELS[like].family in ANSWERING:
+        return None
+    from models.architectures import architecture
+    from t2i_rl.planning.plan import USABLE, peaks
+
+    most = max(peaks(architecture(like), PlanConfig.of(config, like)).values())
+    what = f"by the plan, training takes {most / 1e9:.1f} GB at its peak, rewards in this process besides"
+    try:
+        device = device_of(config.device)
+    except ModelError:
+        return what, True
+    if most <= USABLE * memory_of(device):
+        return f"{what}, of {in_words(device)}", True
+    mend = f"choose adapters (a preset that ends in {ADAPTED}, t2i-rl presets) or a larger card (docs/models.md)"
+    return f"{what}, which is more than {USABLE:.0%} of {in_words(device)}: {mend}", False
+
+
+LOOKS: tuple[Callable[[TrainConfig], None], ...] = (
+    _folder,
+    _device,
+    _prompts,
+    _heldout,
+    _endpoints,
+    _model,
+    _adapted_layers,
+    _memory,
+)
