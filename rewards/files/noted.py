@@ -22,7 +22,8 @@ _found: ContextVar[dict[str, str] | None] = ContextVar("found", default=None)
 @contextmanager
 def noted() -> Iterator[dict[str, str]]:
     """What is noted inside of the context, by name."""
-    token = _found.set(found := {})
+    found: dict[str, str] = {}
+    token = _found.set(found)
     try:
         yield found
     finally:
