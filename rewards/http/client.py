@@ -310,12 +310,16 @@ class RemoteReward:
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Connections for one call. They never go through a proxy: reward servers are in the same network."""
+        """Connections for one call. They never go through a proxy: reward servers are in the same network.
+
+        None is used twice: whatever a server says beyond its answer is gone with the connection.
+        """
         headers = {b"accept-encoding": b"identity", b"content-type": b"application/octet-stream"}
         if token := secret():
             headers[HEADER.encode()] = token
         timeout = httpx.Timeout(self.patience.timeout, connect=self.patience.connect)
-        async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
+        once = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=once, trust_env=False) as http:
             yield http
 
 

@@ -96,13 +96,25 @@ def mortal(reward: Reward) -> Iterator[tuple[str, Callable[[], None]]]:
 
 @contextmanager
 def answering(
-    answer: Callable[[str, bytes], tuple[int, bytes]], headers: Mapping[str, str] | None = None
+    answer: Callable[[str, bytes], tuple[int, bytes]],
+    headers: Mapping[str, str] | None = None,
+    surplus: Callable[[bytes], bytes] | None = None,
 ) -> Iterator[str]:
-    """A server that answers (path, body) with whatever status and bytes it is told to."""
+    """A server that answers (path, body) with whatever status and bytes it is told to.
+
+    surplus: makes a second answer out of the first, which is sent behind it.
+    """
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1" if surplus else "HTTP/1.0"
+
         def do_GET(self) -> None:
             status, data = answer(self.path, self.rfile.read(int(self.headers.get("content-length", 0))))
+            self.say(status, data)
+            if surplus:
+                self.say(status, surplus(data))
+
+        def say(self, status: int, data: bytes) -> None:
             self.send_response(status)
             for name, value in {"content-length": str(len(data)), **(headers or {})}.items():
                 self.send_header(name, value)

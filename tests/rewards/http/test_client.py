@@ -348,3 +348,16 @@ def test_who_is_told_to_come_back_does():
 def test_a_name_that_no_host_has_is_one_sentence(host: str):
     with pytest.raises(RewardError, match=r"no address of a server|no server of 'shapes' answers"):
         build(f"shapes@http://{host}:8100", patience=QUICK).check([], [])
+
+
+def test_what_a_server_says_beyond_its_answer_is_not_the_next_answer():
+    """The same images over and over, so that every answer fits every request."""
+    with serving(Brightness()) as good:
+
+        def answer(path: str, body: bytes) -> tuple[int, bytes]:
+            return passed_on(good, path, body)
+
+        with answering(answer, surplus=lambda data: data.replace(b"[0.0]", b"[0.99]")) as talkative:
+            away = remote(talkative, patience=replace(QUICK, images=1))
+            scores = score_images(away, IMAGES[:1] * 12, PROMPTS[:1] * 12, RECORDS[:1] * 12)
+    assert not scores.total.any()
