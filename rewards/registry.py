@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from rewards.catalogue import REWARDS, RewardEntry, Samples, find
 from rewards.errors import RewardError
+from rewards.files.noted import noted_as
 
 if TYPE_CHECKING:
     from rewards.http.patience import Patience
@@ -118,7 +119,8 @@ def build(
 def _build(term: Term, device: str, patience: "Patience | None") -> "Reward":
     if not term.addresses:
         try:
-            return term.entry.build(device)
+            with noted_as(term.name):
+                return term.entry.build(device)
         except ModuleNotFoundError as error:
             mend = f"run `pip install -r {SCORERS}`, or serve it from where that is installed"
             if term.entry.scores == "answers":

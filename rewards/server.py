@@ -7,7 +7,6 @@ The port is taken before anything is loaded. A stop (SIGTERM or Ctrl-C) takes no
 that are accepted; a second Ctrl-C does not wait. Nothing here imports torch before the reward is built.
 """
 
-import os
 import signal
 import socket
 import sys
@@ -15,8 +14,9 @@ import sys
 import tyro
 
 from rewards.errors import RewardError
+from rewards.files.noted import noted
+from rewards.http import token
 from rewards.http.service import Service
-from rewards.http.wire import TOKEN_VARIABLE
 from rewards.registry import build, check_servable
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -34,33 +34,40 @@ def listen(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a name that no host has
+        reason = error.strerror if isinstance(error, OSError) else "it is no name of a host"
         raise RewardError(
-            f"cannot listen on port {port} of {host} ({error.strerror}): stop what uses it, or choose another --port "
-            "or --host"
+            f"cannot listen on port {port} of {host} ({reason}): stop what uses it, or choose another --port or --host"
         ) from error
     return listener
 
 
 def serve(service: Service) -> None:
-    """Serve until a signal says stop. Raises RewardError for an unknown reward and an address that cannot be had."""
+    """Serve until a signal says stop.
+
+    Raises RewardError for an unknown reward, one that is not whole, an address that cannot be had and an empty token.
+    """
     check_servable(service.reward)
+    asked = token.secret()
     with listen(service.host, service.port) as listener:
-        reward = build(service.reward, service.device)
+        with noted() as weights:
+            reward = build(service.reward, service.device)
+        reward.check([], [])  # a judge learns its model, which is part of its name
         import uvicorn
 
-        from rewards.http.app import BODY_SECONDS, create_app
-        from rewards.http.connections import GRACE, in_time
+        from rewards.http.app import create_app
+        from rewards.http.connections import config
+        from rewards.http.sparing import spare
 
-        app = create_app(reward, service, os.environ.get(TOKEN_VARIABLE) or None)
-        server = uvicorn.Server(uvicorn.Config(app, http=in_time(BODY_SECONDS + GRACE), log_level="warning"))
+        spare()
+        server = uvicorn.Server(config(create_app(reward, service, asked, weights=weights[service.reward])))
         # uvicorn hands signals on once it has stopped: they have done their work by then.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         host, port = listener.getsockname()[:2]
         print(f"{service.reward} ({reward.name}) at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        if service.host not in LOOPBACK and TOKEN_VARIABLE not in os.environ:
-            print(f"anybody who reaches this port is answered: set {TOKEN_VARIABLE} to ask for a token", flush=True)
+        if service.host not in LOOPBACK and asked is None:
+            print(f"anybody who reaches this port is answered: set {token.VARIABLE} to ask for a token", flush=True)
         server.run(sockets=[listener])
 
 

@@ -8,7 +8,6 @@ Reading any of it cannot run anything. If T2I_RL_REWARD_TOKEN is set, both sides
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval.compbench.boxes import Labelled
 from rewards.errors import RewardError
 from rewards.files.pictures import opened, rgb
-from rewards.http.wire import TOKEN_HEADER, TOKEN_VARIABLE
+from rewards.http.token import HEADER, secret
 
 IMAGES = 16  # in one request
 TIMEOUT = 120.0  # seconds
@@ -74,9 +73,9 @@ class ServedDetector:
     """Asks a detector elsewhere. Raises RewardError if it cannot be reached or does not answer as it should."""
 
     def __init__(self, address: str, transport: httpx.BaseTransport | None = None) -> None:
-        headers = {"content-type": "application/json"}
-        if token := os.environ.get(TOKEN_VARIABLE):
-            headers[TOKEN_HEADER] = token
+        headers = {b"content-type": b"application/json"}
+        if token := secret():
+            headers[HEADER.encode()] = token
         self.address = address
         self.client = httpx.Client(
             base_url=address, headers=headers, timeout=TIMEOUT, transport=transport, trust_env=False

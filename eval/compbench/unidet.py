@@ -10,8 +10,6 @@ Written from the two projects' published interfaces; it has not been run with th
 import argparse
 import hashlib
 import json
-import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from fastapi import FastAPI, HTTPException, Request
 from eval.compbench.boxes import LONG_SIDE, SHORT_SIDE, Labelled
 from eval.compbench.served import Answer, Found, Health, Question, decode
 from rewards.files.pictures import PictureError
-from rewards.http.wire import TOKEN_HEADER, TOKEN_VARIABLE
+from rewards.http.token import HEADER, secret, shown
 
 CONFIDENCE = 0.5  # detections must score at least this
 
@@ -57,12 +55,12 @@ class Unidet:
         return [Labelled(self.labels[label], box, score) for box, score, label in zip(*columns, strict=True)]
 
 
-def create_app(detector: Any, token: str | None) -> FastAPI:
+def create_app(detector: Any, token: bytes | None) -> FastAPI:
     """detector: with `name`, `labels` and `detect(image)`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     def check(request: Request) -> None:
-        if token and not secrets.compare_digest(request.headers.get(TOKEN_HEADER, ""), token):
+        if not shown(request.headers.get(HEADER, ""), token):
             raise HTTPException(401, "the token is missing or wrong")
 
     @app.get("/health")
@@ -96,9 +94,9 @@ def main() -> None:
     wanted = parser.parse_args()
     import uvicorn
 
+    token = secret()
     detector = Unidet.load(wanted.checkout, wanted.config, wanted.weights, wanted.device)
-    app = create_app(detector, os.environ.get(TOKEN_VARIABLE) or None)
-    uvicorn.run(app, host=wanted.host, port=wanted.port, log_level="warning")
+    uvicorn.run(create_app(detector, token), host=wanted.host, port=wanted.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers.utils import logging
 
 from rewards.errors import RewardError
+from rewards.files.noted import note_file
 from rewards.files.weights import check_plain
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -33,6 +34,8 @@ def load_whole(kind: Any, folder: Path, what: str, unused: Collection[str] = ())
         raise
     except Exception as error:  # what transformers raises of a folder is no narrower
         raise RewardError(f"cannot load {folder} as a {what}: {' '.join(str(error).split())}") from error
+    note_file(folder / CONFIG)
+    note_file(folder / WEIGHTS)
     missing = set(report["missing_keys"]) - set(unused)
     if wrong := sorted(key for key, *_ in report["mismatched_keys"]) + sorted(missing):
         raise RewardError(f"{folder}: the weights lack {wrong[0]}, or hold it in another shape: copy the model again")

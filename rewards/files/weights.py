@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rewards.errors import RewardError
+from rewards.files.noted import note_file
 from rewards.files.pins import cache_folder, pin, pins
 
 HUB_ID = r"\w[\w.-]*/[\w.-]+"  # owner/name
@@ -84,6 +85,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # what the readers raise of malformed bytes is no narrower
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RewardError(f"{path} is torn or holds no weights ({reason}): copy it again") from error
+    note_file(path)
     weights = held.get("state_dict", held) if isinstance(held, dict) else held
     if (
         not isinstance(weights, dict)

@@ -95,16 +95,26 @@ class Batcher:
     def _next(self) -> list[Job]:
         """The oldest job and those behind it that fill the batch; nothing once all is done and closed."""
         with self.changed:
-            self.changed.wait_for(lambda: self.jobs or self.closing)
-            jobs: list[Job] = []
-            images = size = 0
-            while self.jobs:
-                images += len(self.jobs[0].images)
-                size += sum(image.nbytes for image in self.jobs[0].images)
-                if jobs and (images > self.batch or size > self.size):
-                    break
-                jobs.append(self.jobs.popleft())
-            return jobs
+            while self.changed.wait_for(lambda: self.jobs or self.closing) and self.jobs:
+                if jobs := self._fitting():
+                    return jobs
+        return []
+
+    def _fitting(self) -> list[Job]:
+        """Jobs of one batch, without those that were cancelled because nobody waits for them any more."""
+        jobs: list[Job] = []
+        images = size = 0
+        while self.jobs:
+            images += len(self.jobs[0].images)
+            size += sum(image.nbytes for image in self.jobs[0].images)
+            if jobs and (images > self.batch or size > self.size):
+                break
+            job = self.jobs.popleft()
+            if job.scores.set_running_or_notify_cancel():
+                jobs.append(job)
+            else:
+                self.waiting -= len(job.images)
+        return jobs
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         """Score the jobs together; if that fails, each alone, so that no request fails for its neighbour.

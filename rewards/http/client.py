@@ -8,7 +8,8 @@ asked for its health before it gets work again; the part goes elsewhere after a 
     connection   no connection, or one that broke        timeout   no whole answer in time
     busy         the server had no room (503)            server    any other status that is no answer
     malformed    not an `Answer`, or of another length   version   an answer of another version of the protocol
-    reward       a server of another reward              number    a score that is no finite number
+    reward       a server of another reward              scorer    one that is made of something else than at the start
+    request      an answer to another request            number    a score that is no finite number
     image        the scorer gave this image no score: a retry would not help
     hedged       no fault: so slow that a second server was asked too (`Patience.hedge`; off unless it is set)
 
@@ -17,7 +18,6 @@ is no fault but a mistake of ours, and raises RewardError.
 """
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -32,16 +32,15 @@ import torch
 from anyio.from_thread import start_blocking_portal
 from jaxtyping import UInt8
 from numpy import ndarray
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from rewards.cut import Cut, added
 from rewards.errors import RewardError
-from rewards.http.exchange import Fault, exchange
+from rewards.files.noted import note
+from rewards.http.exchange import Fault, Reply, exchange, retrying
 from rewards.http.patience import Patience
+from rewards.http.token import HEADER, secret
 from rewards.http.wire import (
     FRAME,
-    TOKEN_HEADER,
-    TOKEN_VARIABLE,
     VERSION,
     Accepted,
     Answer,
@@ -50,14 +49,18 @@ from rewards.http.wire import (
     Message,
     Problem,
     Question,
+    Scorer,
     Versioned,
+    envelope_of,
     pack,
     read,
     record_size,
+    request_id,
 )
 from rewards.reward import Scores, joined
 
 Found = TypeVar("Found")
+Replied = TypeVar("Replied", Accepted, Answer)
 ANSWER_BYTES = 16 * 2**20
 PROMPTS = 1000  # in one question
 RECORD_BYTES = Limits().envelope - FRAME  # of prompts and records in one message
@@ -80,13 +83,16 @@ class RemoteReward:
     def __init__(self, reward: str, addresses: Sequence[str], patience: Patience | None = None) -> None:
         self.reward, self.patience = reward, patience or Patience()
         self.servers = [Server(address) for address in addresses]
-        self.name = reward  # `check` learns what it is made of
+        self.name = reward  # `check` learns what it calls itself
+        self.scorer: Scorer | None = None  # what all answers have to be by: from `check`, else from the first of them
         self.dice = random.Random()
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Cut]:
         """Refuse prompts that the servers' reward refuses, servers of another reward, and no server at all."""
         with start_blocking_portal() as portal:
-            self.name, cuts = portal.call(self._check, prompts, metadata)
+            self.scorer, cuts = portal.call(self._check, prompts, metadata)
+        self.name = self.scorer.model
+        note(self.reward, self.scorer.weights)
         return cuts
 
     def score(
@@ -100,11 +106,11 @@ class RemoteReward:
         with start_blocking_portal() as portal:
             return portal.call(self._score, images, prompts, metadata)
 
-    async def _check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> tuple[str, list[Cut]]:
+    async def _check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> tuple[Scorer, list[Cut]]:
         faults: Counter[str] = Counter()
         cuts: list[Cut] = []
         async with self._http() as http:
-            model = await self._model(http)
+            self.scorer = scorer = await self._scorers(http)
             sizes = [[record_size(prompt, record)] for prompt, record in zip(prompts, metadata, strict=True)]
             for rows in parts(sizes, PROMPTS, [RECORD_BYTES]):
                 asked = Question(
@@ -115,24 +121,26 @@ class RemoteReward:
                 )
                 body = asked.model_dump_json().encode()
                 try:
-                    cuts += (await self._ask(http, "/check", body, Accepted, lambda _: None, faults)).cut
+                    cuts += (await self._ask(http, "/check", body, body, Accepted, lambda _: None, faults)).cut
                 except Fault as error:
                     raise RewardError(f"{self.reward}: the prompts could not be checked: {error}") from error
-        return model, added(cuts)
+        return scorer, added(cuts)
 
-    async def _model(self, http: httpx.AsyncClient) -> str:
-        """What the reward is made of, the same on all servers that answer."""
+    async def _scorers(self, http: httpx.AsyncClient) -> Scorer:
+        """What scores, the same on all servers that answer."""
+        self.scorer = None  # it may have become another since it was asked for last
         found = await asyncio.gather(*(self._greet(http, server) for server in self.servers))
-        models = {health.model: server.address for server, health in zip(self.servers, found, strict=True) if health}
-        if not models:
+        scorers = {_shown(health.scorer): health.scorer for health in found if health}
+        if not scorers:
             addresses = ", ".join(server.address for server in self.servers)
             raise RewardError(
                 f"no server of {self.reward!r} answers at {addresses}: start one with t2i-rl serve {self.reward}"
             )
-        if len(models) > 1:
-            differ = ", ".join(f"{model} at {address}" for model, address in models.items())
+        if len(scorers) > 1:
+            each = zip(self.servers, found, strict=True)
+            differ = ", ".join(f"{_shown(health.scorer)} at {server.address}" for server, health in each if health)
             raise RewardError(f"the servers of {self.reward!r} differ ({differ}): start them all alike")
-        return next(iter(models))
+        return next(iter(scorers.values()))
 
     async def _greet(self, http: httpx.AsyncClient, server: Server) -> Health | None:
         """The health of a server, None if it does not answer now. Raises RewardError if it never will be of use."""
@@ -176,7 +184,7 @@ class RemoteReward:
         body = pack(self.reward, images, prompts, metadata)
         try:
             answer = await self._ask(
-                http, "/score", body, Answer, lambda found: self._check_answer(found, count), faults
+                http, "/score", body, envelope_of(body), Answer, lambda found: self._check_answer(found, count), faults
             )
         except Fault as error:
             why = f"no server scored it in {self.patience.attempts} attempts, the last: {error}"
@@ -192,8 +200,6 @@ class RemoteReward:
 
     def _check_answer(self, answer: Answer, count: int) -> None:
         """Raise Fault unless the answer has a finite number and a reason for each image."""
-        if answer.reward != self.reward:
-            raise Fault("reward", f"scored {answer.reward!r}, not {self.reward!r}")
         columns = {"total": answer.total, **answer.parts}
         lengths = {"reasons": len(answer.reasons), **{name: len(values) for name, values in columns.items()}}
         for name, length in lengths.items():
@@ -211,35 +217,37 @@ class RemoteReward:
         http: httpx.AsyncClient,
         path: str,
         body: bytes,
-        kind: type[Message],
-        check: Callable[[Message], None],
+        named: bytes,
+        kind: type[Replied],
+        check: Callable[[Replied], None],
         faults: Counter[str],
-    ) -> Message:
-        """The first answer that passes the check; counts the faults. Raises the last if all attempts fail."""
-        patience = self.patience
+    ) -> Replied:
+        """The first answer that passes the check; counts the faults. Raises the last if all attempts fail.
 
+        named: what of the body its answer names by SHA-256.
+        """
+        patience, name = self.patience, request_id(named)
         tried: Counter[str] = Counter()
 
-        async def attempt() -> Message:
+        async def attempt() -> Replied:
             server = await self._well(http, tried, faults)
             tried[server.address] += 1
             async with self._use(server, faults):
                 message = await self._request(http, server, path, body, kind)
+                if message.request != name:
+                    raise Fault("request", "answers another request than this one")
+                self._check_scorer(message.scorer)
                 check(message)
+                self.scorer = message.scorer
                 server.failed = 0
                 return message
 
-        async def hedged() -> Message:
+        async def hedged() -> Replied:
             if not patience.hedge or len(self.servers) == 1:
                 return await attempt()
             return await first_of_two(attempt, patience.hedge, lambda: faults.update(["hedged"]))
 
-        return await AsyncRetrying(
-            retry=retry_if_exception_type(Fault),
-            stop=stop_after_attempt(patience.attempts),
-            wait=wait_exponential_jitter(patience.pause, patience.longest, jitter=patience.pause),
-            reraise=True,
-        )(hedged)
+        return await retrying(patience)(hedged)
 
     async def _well(self, http: httpx.AsyncClient, tried: Counter[str], faults: Counter[str]) -> Server:
         """The least loaded server that is well, rather one that this request has not tried; any of equals.
@@ -274,34 +282,44 @@ class RemoteReward:
             server.failed += 1
             alone = min(self.patience.pause * 2**server.failed, self.patience.longest)
             server.shunned = time.monotonic() + alone
-            raise Fault(fault.kind, f"{server.address} {fault}") from fault
+            raise Fault(fault.kind, f"{server.address} {fault}", fault.after) from fault
         finally:
             server.in_flight -= 1
 
     async def _health(self, http: httpx.AsyncClient, server: Server) -> Health:
         """Raises Fault unless the server is ready to score our reward."""
         health = await self._request(http, server, "/health", None, Health)
-        if health.reward != self.reward:
-            raise Fault("reward", f"serves the reward {health.reward!r}, not {self.reward!r}")
+        self._check_scorer(health.scorer)
         if not health.ready:
             raise Fault("busy", "is not ready")
         return health
+
+    def _check_scorer(self, scorer: Scorer) -> None:
+        """Raise Fault for another reward, or one that is made of something else than what scored until now."""
+        if scorer.reward != self.reward:
+            raise Fault("reward", f"serves the reward {scorer.reward!r}, not {self.reward!r}")
+        if self.scorer not in (None, scorer):
+            raise Fault("scorer", f"scores with {_shown(scorer)} now, not with {_shown(self.scorer)} as at the start")
 
     async def _request(
         self, http: httpx.AsyncClient, server: Server, path: str, body: bytes | None, kind: type[Message]
     ) -> Message:
         """One request. Raises Fault for a server that fails, RewardError for a request that is refused."""
-        status, data = await exchange(http, server.address, path, body, self.patience, ANSWER_BYTES)
-        return _message(kind, data) if status == 200 else _refuse(status, data)
+        reply = await exchange(http, server.address, path, body, self.patience, ANSWER_BYTES)
+        return _message(kind, reply.data) if reply.status == 200 else _refuse(reply)
 
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Connections for one call. They never go through a proxy: reward servers are in the same network."""
-        headers = {"accept-encoding": "identity", "content-type": "application/octet-stream"}
-        if token := os.environ.get(TOKEN_VARIABLE):
-            headers[TOKEN_HEADER] = token
+        """Connections for one call. They never go through a proxy: reward servers are in the same network.
+
+        None is used twice: whatever a server says beyond its answer is gone with the connection.
+        """
+        headers = {b"accept-encoding": b"identity", b"content-type": b"application/octet-stream"}
+        if token := secret():
+            headers[HEADER.encode()] = token
         timeout = httpx.Timeout(self.patience.timeout, connect=self.patience.connect)
-        async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
+        once = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=once, trust_env=False) as http:
             yield http
 
 
@@ -343,6 +361,11 @@ def parts(sizes: Sequence[Sequence[int]], most: int, limits: Sequence[int]) -> l
     return [*slices, slice(start, len(sizes))]
 
 
+def _shown(scorer: Scorer) -> str:
+    """What a message says of a scorer."""
+    return scorer.model + f" of weights {scorer.weights[:8]}" * bool(scorer.weights)
+
+
 def _message(kind: type[Message], data: bytes) -> Message:
     """What a server answers. Raises Fault for anything else."""
     try:
@@ -354,14 +377,15 @@ def _message(kind: type[Message], data: bytes) -> Message:
         raise Fault("malformed", f"answers with what is no {kind.__name__} ({error})") from error
 
 
-def _refuse(status: int, data: bytes) -> NoReturn:
+def _refuse(reply: Reply) -> NoReturn:
     """Raise RewardError for a request that is refused, Fault for any other failure."""
+    status = reply.status
     try:
-        problem = _message(Problem, data)
+        problem = _message(Problem, reply.data)
     except Fault:
         raise Fault("server", f"answers with the status {status}") from None
     if status == 503:
-        raise Fault("busy", f"is busy: {problem.error}")
+        raise Fault("busy", f"is busy: {problem.error}", reply.after)
     if 400 <= status < 500 and status not in (400, 408):  # those say that it did not arrive as it was sent
         raise RewardError(problem.error)
     raise Fault("server", f"fails: {problem.error}")

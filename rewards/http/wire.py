@@ -1,4 +1,4 @@
-"""What a reward server and its clients say to each other: version 1.
+"""What a reward server and its clients say to each other: version 3.
 
     GET  /health    -> Health
     GET  /metrics   -> Prometheus text
@@ -16,10 +16,14 @@ reads: `png` or `webp`. Its header holds the SHA-256 of its pixels as `raw` has 
 scored. Everything is JSON or pixels: reading it cannot run anything. What a request may hold is bounded by `Limits`,
 checked on the numbers of the envelope and of the file headers, before any image is decoded.
 
-Problems come with the status 400 (not arrived as it was sent, try again), 401 (token), 408 (sent too slowly), 413 (too
-large), 422 (refused: as it stands no server can score it), 500 (the scorer failed) or 503 (busy, try again).
+Every answer says what it answers, by the SHA-256 of the question or envelope, and what scored (`Scorer`): it belongs to
+no other request, and no other scorer's numbers are taken for those of the one that a run began with.
 
-Version 1 had no `sha256` and no `cut`.
+Problems come with the status 400 (not arrived as it was sent, try again), 401 (token), 408 (sent too slowly), 413 (too
+large), 422 (refused: as it stands no server can score it), 500 (the scorer failed) or 503 (busy, try again after the
+seconds of the header `retry-after`).
+
+Version 1 had no `sha256` and no `cut`, version 2 no `request` and no `scorer`.
 """
 
 import hashlib
@@ -38,9 +42,7 @@ from rewards.cut import Cut
 from rewards.errors import RewardError
 from rewards.files.pictures import PictureError, opened
 
-VERSION = 2
-TOKEN_HEADER = "x-reward-token"
-TOKEN_VARIABLE = "T2I_RL_REWARD_TOKEN"  # of the environment, so that no token is seen in a list of processes
+VERSION = 3
 PREFIX = struct.Struct(">I")
 # What a message has beside its prompts and records, at most: in all, and for each of them (an image's header).
 FRAME, HEADER = 256, 256
@@ -110,25 +112,42 @@ class Envelope(Question):
     images: list[ImageHeader]
 
 
-class Accepted(_Strict):
+class Scorer(_Strict):
+    """What scores: the same of two servers, or of one at two times, give the same scores.
+
+    reward: its name in the registry. model: what it calls itself.
+    weights: the SHA-256 of what it was read from; "" where it was read from nothing.
+    """
+
+    reward: str
+    model: str
+    weights: str
+
+
+class Reply(_Strict):
+    """What every answer has. request: the SHA-256 of the question, or of the envelope, that it answers."""
+
+    version: int
+    request: str
+    scorer: Scorer
+
+
+class Accepted(Reply):
     """Every prompt can be scored.
 
     cut: the scorers that read the beginning of some only, each with the tokens that it reads and how many these are.
     """
 
-    version: int
     prompts: int
     cut: list[Cut]
 
 
-class Answer(_Strict):
+class Answer(Reply):
     """One number, and one reason (possibly empty), per image.
 
     failures: why an image has no score, by its index; its numbers are 0 and mean nothing.
     """
 
-    version: int
-    reward: str
     total: list[float]
     parts: dict[str, list[float]]
     reasons: list[str]
@@ -145,14 +164,13 @@ class Problem(_Strict):
 class Health(_Strict):
     """The state of a server.
 
-    ready: it takes requests. reward: its name in the registry. model: what it is made of.
+    ready: it takes requests.
     waiting: images that it has accepted and not scored yet. busy: seconds that the present batch has taken so far.
     """
 
     version: int
     ready: bool
-    reward: str
-    model: str
+    scorer: Scorer
     device: str
     waiting: int
     busy: float
@@ -174,6 +192,24 @@ def read_question(kind: type[Message], data: bytes) -> Message:
     if version != VERSION:
         raise RewardError(f"version {version} of the messages, not {VERSION}: use the same t2i-rl on both sides")
     return read(kind, data)
+
+
+def request_id(message: bytes) -> str:
+    """What an answer calls a question, or the envelope of a score request, which holds its images' SHA-256."""
+    return hashlib.sha256(message).hexdigest()
+
+
+def envelope_of(body: bytes, most: int = Limits.envelope) -> bytes:
+    """The envelope of a score request. Raises TooLargeError for more bytes, RewardError where they are not there."""
+    if len(body) < PREFIX.size:
+        raise RewardError("the body ends before the length of its envelope: see rewards/http/wire.py")
+    (length,) = PREFIX.unpack_from(body)
+    if length > most:
+        raise TooLargeError(f"an envelope of {length} bytes: at most {most} go together")
+    text = body[PREFIX.size : PREFIX.size + length]
+    if length > len(text):
+        raise RewardError(f"the envelope should have {length} bytes, but only {len(text)} came: send the whole body")
+    return text
 
 
 def record_size(prompt: str, record: Mapping[str, Any]) -> int:
@@ -228,15 +264,8 @@ def unpack(body: bytes, limits: Limits) -> tuple[Envelope, list[UInt8[ndarray, "
     Raises TooLargeError beyond the limits, DamagedError for an image of another SHA-256 than it was sent with, else
     RewardError for whatever is not as this module says.
     """
-    if len(body) < PREFIX.size:
-        raise RewardError("the body ends before the length of its envelope: see rewards/http/wire.py")
-    (length,) = PREFIX.unpack_from(body)
-    if length > limits.envelope:
-        raise TooLargeError(f"an envelope of {length} bytes: at most {limits.envelope} go together")
-    view = memoryview(body)[PREFIX.size :]
-    if length > len(view):
-        raise RewardError(f"the envelope should have {length} bytes, but only {len(view)} came: send the whole body")
-    envelope, rest = read_question(Envelope, bytes(view[:length])), view[length:]
+    text = envelope_of(body, limits.envelope)
+    envelope, rest = read_question(Envelope, text), memoryview(body)[PREFIX.size + len(text) :]
     _check_sizes(envelope, len(rest), limits)
     images, start = [], 0
     for index, header in enumerate(envelope.images):

@@ -22,11 +22,11 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from rewards.errors import RewardError
-from rewards.http.exchange import Fault, exchange
+from rewards.http.exchange import Fault, Reply, exchange, retrying
 from rewards.http.patience import Patience
+from rewards.http.token import secret
 from rewards.http.wire import Limits
 
 AT_ONCE = 32  # questions under way; the endpoint batches them
@@ -84,7 +84,7 @@ class Endpoint:
 
     address: str
     model: str | None = None
-    token: str | None = field(default=None, repr=False)
+    token: bytes | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, variable: str) -> Self:
@@ -101,7 +101,7 @@ class Endpoint:
             holds = plain = False
         if not (holds and plain):
             raise RewardError(f"{variable} is no address of an endpoint: {form} (a token goes into {variable}_TOKEN)")
-        return cls(address, os.environ.get(f"{variable}_MODEL"), os.environ.get(f"{variable}_TOKEN"))
+        return cls(address, os.environ.get(f"{variable}_MODEL"), secret(f"{variable}_TOKEN"))
 
 
 class Chat:
@@ -173,12 +173,7 @@ class Chat:
                 raise
 
         try:
-            answer: _Completion = await AsyncRetrying(
-                retry=retry_if_exception_type(Fault),
-                stop=stop_after_attempt(patience.attempts),
-                wait=wait_exponential_jitter(patience.pause, patience.longest, jitter=patience.pause),
-                reraise=True,
-            )(attempt)
+            answer: _Completion = await retrying(patience)(attempt)
             return read(answer.choices[0])
         except Fault as fault:
             return f"the judge gave no answer in {patience.attempts} attempts, the last: {fault}"
@@ -188,19 +183,20 @@ class Chat:
 
     async def _request(self, http: httpx.AsyncClient, path: str, body: bytes | None, kind: type[Answered]) -> Answered:
         """One request. Raises Fault for what may pass, UnansweredError for a question refused, RewardError else."""
-        status, data = await exchange(http, self.endpoint.address, path, body, self.patience, ANSWER_BYTES)
-        if status != 200:
-            self._refuse(path, status, data.decode(errors="replace"))
+        reply = await exchange(http, self.endpoint.address, path, body, self.patience, ANSWER_BYTES)
+        if reply.status != 200:
+            self._refuse(path, reply)
         try:
-            return kind.model_validate_json(data)
+            return kind.model_validate_json(reply.data)
         except ValidationError as error:
             raise Fault("malformed", f"answers {path} with what no OpenAI-compatible endpoint says") from error
 
-    def _refuse(self, path: str, status: int, said: str) -> None:
+    def _refuse(self, path: str, reply: Reply) -> None:
         """Raise what stands for an answer of that status; what it says may show the token, which is taken out."""
-        said = quoted(said.replace(self.endpoint.token, "...") if self.endpoint.token else said)
+        status, token = reply.status, self.endpoint.token
+        said = quoted((reply.data.replace(token, b"...") if token else reply.data).decode(errors="replace"))
         if status in (429, 503):
-            raise Fault("busy", f"is busy (status {status})")
+            raise Fault("busy", f"is busy (status {status})", reply.after)
         if status >= 500 or status == 408:
             raise Fault("server", f"fails with the status {status}: {said}")
         if status in (400, 413, 422):
@@ -213,9 +209,9 @@ class Chat:
     @asynccontextmanager
     async def _http(self) -> AsyncIterator[httpx.AsyncClient]:
         """Connections for one call, through no proxy. The token travels in a header and is shown nowhere."""
-        headers = {"accept-encoding": "identity", "content-type": "application/json"}
+        headers = {b"accept-encoding": b"identity", b"content-type": b"application/json"}
         if self.endpoint.token:
-            headers["authorization"] = f"Bearer {self.endpoint.token}"
+            headers[b"authorization"] = b"Bearer " + self.endpoint.token
         timeout = httpx.Timeout(self.patience.timeout, connect=self.patience.connect)
         async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
             yield http

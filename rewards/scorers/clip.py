@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.errors import RewardError
+from rewards.files.noted import note_file
 from rewards.files.weights import HUB_ID, fetch_from_hub, read_tensors
 from rewards.scorers.tokenizer import ClipTokenizer
 
@@ -77,6 +78,7 @@ def load_clip(source: str | Path, architecture: str, device: str = "cpu") -> Cli
     path = Path(source)
     if path.is_dir():
         model = _described(path / CONFIG)
+        note_file(path / CONFIG)
         architecture, path = str(path / CONFIG), path / WEIGHTS
     else:
         model = open_clip.CLIP(**open_clip.get_model_config(architecture))

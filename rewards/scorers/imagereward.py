@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from rewards.errors import RewardError
+from rewards.files.noted import note_file
 from rewards.files.weights import fetch_from_hub, read_tensors
 from rewards.scorers.clip import evaluation_transform
 from rewards.scorers.linear_head import grade, linear_head
@@ -72,6 +73,7 @@ class ImageReward(Measure):
                 )
         else:
             path, vocabulary = fetch_from_hub(REPOSITORY, CHECKPOINT), fetch_from_hub(BERT, VOCABULARY)
+        note_file(vocabulary)
         weights = read_tensors(path)
         vision, text = vision_model(weights, str(path)), text_model(weights, str(path))
         head = linear_head(_under(HEAD, weights), text.config.hidden_size, str(path))

@@ -14,11 +14,13 @@ import uvicorn
 from numpy import ndarray
 
 from rewards.http.app import create_app
-from rewards.http.connections import CONNECTIONS, in_time
+from rewards.http.connections import CONNECTIONS, config
 from rewards.http.service import Service
+from rewards.http.wire import Scorer, envelope_of, request_id
 from rewards.reward import Reward, Scores
 from rewards.server import listen
 
+SCORER = Scorer(reward="shapes", model="brightness", weights="")
 IMAGES = [np.full((4, 6, 3), value, dtype=np.uint8) for value in range(8)]
 PROMPTS = [f"prompt {row}" for row in range(8)]
 RECORDS: list[dict[str, Any]] = [{"row": row} for row in range(8)]
@@ -50,8 +52,7 @@ def prepared(
     reward: Reward, name: str = "shapes", seconds: float = 65.0, connections: int = CONNECTIONS, **more: Any
 ) -> uvicorn.Server:
     """A server that is ready to run in any thread or process."""
-    app, protocol = create_app(reward, Service(name), **more), in_time(seconds, connections)
-    return uvicorn.Server(uvicorn.Config(app, http=protocol, log_level="critical"))
+    return uvicorn.Server(config(create_app(reward, Service(name), **more), seconds, connections))
 
 
 def address_of(listener: socket.socket) -> str:
@@ -59,9 +60,9 @@ def address_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def serving(reward: Reward, name: str = "shapes", **more: Any) -> Iterator[str]:
+def serving(reward: Reward, name: str = "shapes", port: int = 0, **more: Any) -> Iterator[str]:
     """The address of our server, in a thread of this process."""
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", port) as listener:
         server = prepared(reward, name, **more)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -94,14 +95,29 @@ def mortal(reward: Reward) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 @contextmanager
-def answering(answer: Callable[[str, bytes], tuple[int, bytes]]) -> Iterator[str]:
-    """A server that answers (path, body) with whatever status and bytes it is told to."""
+def answering(
+    answer: Callable[[str, bytes], tuple[int, bytes]],
+    headers: Mapping[str, str] | None = None,
+    surplus: Callable[[bytes], bytes] | None = None,
+) -> Iterator[str]:
+    """A server that answers (path, body) with whatever status and bytes it is told to.
+
+    surplus: makes a second answer out of the first, which is sent behind it.
+    """
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1" if surplus else "HTTP/1.0"
+
         def do_GET(self) -> None:
             status, data = answer(self.path, self.rfile.read(int(self.headers.get("content-length", 0))))
+            self.say(status, data)
+            if surplus:
+                self.say(status, surplus(data))
+
+        def say(self, status: int, data: bytes) -> None:
             self.send_response(status)
-            self.send_header("content-length", str(len(data)))
+            for name, value in {"content-length": str(len(data)), **(headers or {})}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 
@@ -121,6 +137,11 @@ def answering(answer: Callable[[str, bytes], tuple[int, bytes]]) -> Iterator[str
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def named(answer: bytes, body: bytes) -> bytes:
+    """An answer to a score request, of which it says `REQUEST`."""
+    return answer.replace(b"REQUEST", request_id(envelope_of(body)).encode())
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from eval.compbench.spatial import depth_score, mean_depth, plane_score, quantis
 from eval.compbench.three_in_one import three_in_one
 from eval.compbench.unidet import create_app
 from rewards.errors import RewardError
-from rewards.http.wire import TOKEN_VARIABLE
+from rewards.http.token import VARIABLE as TOKEN_VARIABLE
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
 from tests.eval.tiny_models import Plain, save_blip, save_dpt, save_owlv2
@@ -235,7 +235,7 @@ class Colours:
         return [Labelled("dog", np.array([1.0, 2, 3, 4]), float(image[..., 0].mean() / 255))]
 
 
-def transport(token: str | None = None) -> httpx.BaseTransport:
+def transport(token: bytes | None = None) -> httpx.BaseTransport:
     client = TestClient(create_app(Colours(), token), raise_server_exceptions=False)
     return httpx.MockTransport(
         lambda request: httpx.Response(
@@ -263,9 +263,9 @@ def test_a_served_detector_is_the_detector(monkeypatch: pytest.MonkeyPatch):
 def test_a_served_detector_wants_its_token(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     with pytest.raises(RewardError, match="401"):
-        ServedDetector("http://there", transport("secret"))
+        ServedDetector("http://there", transport(b"secret"))
     monkeypatch.setenv(TOKEN_VARIABLE, "secret")
-    assert ServedDetector("http://there", transport("secret")).name == "colours"
+    assert ServedDetector("http://there", transport(b"secret")).name == "colours"
 
 
 def test_what_is_no_picture_is_refused():

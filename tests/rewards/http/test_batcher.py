@@ -120,3 +120,18 @@ def test_images_that_are_large_together_are_scored_apart():
     reward.go.set()
     batcher.close()
     assert reward.batches == [4, 3, 1]
+
+
+def test_a_job_that_nobody_waits_for_is_not_begun():
+    reward = Greedy(most=8)
+    batcher = Batcher(reward, 8, 10**6, lambda *_: None)
+    jobs = [job(1) for _ in range(4)]
+    for one in jobs:
+        one.scores.cancel()
+        batcher.submit(one)
+    last = job(3)
+    batcher.submit(last)
+    reward.go.set()
+    assert len(last.scores.result(10).total) == 3
+    batcher.close()
+    assert len(reward.alive) == 1 and batcher.waiting == 0

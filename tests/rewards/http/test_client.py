@@ -15,7 +15,8 @@ import torch
 from rewards.errors import RewardError
 from rewards.http.client import Patience, RemoteReward, first_of_two, parts
 from rewards.http.exchange import Fault
-from rewards.http.wire import TOKEN_VARIABLE, VERSION, Problem
+from rewards.http.token import VARIABLE as TOKEN_VARIABLE
+from rewards.http.wire import VERSION, Problem
 from rewards.registry import build
 from rewards.reward import Reward, Scores, score_each, score_images
 from t2i_rl.prompts.shapes_world import prompts, render, scene_for
@@ -214,10 +215,10 @@ def test_servers_of_one_name_are_made_of_the_same():
 
 
 def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):
-    with serving(Brightness(), token="open sesame") as address:
+    with serving(Brightness(), token="öpen sesame".encode()) as address:
         with pytest.raises(RewardError, match="has to hold the server's token"):
             remote(address).score(IMAGES, PROMPTS, RECORDS)
-        monkeypatch.setenv(TOKEN_VARIABLE, "open sesame")
+        monkeypatch.setenv(TOKEN_VARIABLE, "öpen sesame")
         assert remote(address).score(IMAGES, PROMPTS, RECORDS).reasons == tuple(PROMPTS)
 
 
@@ -278,3 +279,85 @@ def test_who_succeeds_first_counts_and_only_two_faults_are_one():
         asked((0, broken), (0, "two"))
     with pytest.raises(Fault, match="the second"):
         asked((0.1, broken), (0.2, Fault("server", "the second")))
+
+
+class Darkness(Brightness):
+    name = "darkness"
+
+
+def test_a_server_that_comes_back_as_another_scorer_is_not_believed():
+    address = nobody()
+    with serving(Brightness()) as good:
+        away = remote(good, address)
+        away.check(PROMPTS, RECORDS)
+        with serving(Darkness(), port=int(address.rpartition(":")[2])):
+            faults: Counter[str] = Counter()
+            while not faults["scorer"]:  # until it has been asked
+                away.servers[1].shunned = 0.0
+                scores = score_images(away, IMAGES, PROMPTS, RECORDS)
+                assert torch.equal(scores.total, torch.arange(8) / 255)
+                faults.update(scores.faults)
+            with pytest.raises(RewardError, match=r"differ \(brightness at .*, darkness at "):
+                away.check(PROMPTS, RECORDS)
+
+
+def passed_on(server: str, path: str, body: bytes) -> tuple[int, bytes]:
+    """What a server answers."""
+    with httpx.Client(base_url=server, trust_env=False, verify=False) as http:
+        reply = http.post(path, content=body) if body else http.get(path)
+    return reply.status_code, reply.content
+
+
+def test_an_answer_belongs_to_its_request():
+    """A server that says what it should have said the time before, as if all answers were shifted by one."""
+    last: dict[str, tuple[int, bytes]] = {}
+    with serving(Brightness()) as good:
+
+        def answer(path: str, body: bytes) -> tuple[int, bytes]:
+            now = passed_on(good, path, body)
+            before, last[path] = last.get(path, now), now
+            return before if path == "/score" else now
+
+        with answering(answer) as late:
+            away = remote(late, patience=replace(QUICK, images=1, attempts=5))
+            faults: Counter[str] = Counter()
+            for row in range(4):
+                scores = score_images(away, IMAGES[row : row + 1], PROMPTS[row : row + 1], RECORDS[row : row + 1])
+                assert scores.total.tolist() == pytest.approx([row / 255])
+                faults.update(scores.faults)
+    assert faults == {"request": 3}
+
+
+def test_who_is_told_to_come_back_does():
+    """More often than a request is tried where something fails."""
+    asked: list[str] = []
+    busy = Problem(version=VERSION, error="full").model_dump_json().encode()
+    with serving(Brightness()) as good:
+
+        def answer(path: str, body: bytes) -> tuple[int, bytes]:
+            asked.append(path)
+            return (503, busy) if path == "/score" and asked.count(path) <= 6 else passed_on(good, path, body)
+
+        with answering(answer, {"retry-after": "1"}) as address:
+            patience = replace(QUICK, attempts=2, pause=0.001, longest=0.002)
+            scores = remote(address, patience=patience).score(IMAGES[:1], PROMPTS[:1], RECORDS[:1])
+    assert scores.faults == {"busy": 6} and not scores.failures
+
+
+@pytest.mark.parametrize("host", ["a..b", "xn--a", "☃.\u200b", "\x7f"])
+def test_a_name_that_no_host_has_is_one_sentence(host: str):
+    with pytest.raises(RewardError, match=r"no address of a server|no server of 'shapes' answers"):
+        build(f"shapes@http://{host}:8100", patience=QUICK).check([], [])
+
+
+def test_what_a_server_says_beyond_its_answer_is_not_the_next_answer():
+    """The same images over and over, so that every answer fits every request."""
+    with serving(Brightness()) as good:
+
+        def answer(path: str, body: bytes) -> tuple[int, bytes]:
+            return passed_on(good, path, body)
+
+        with answering(answer, surplus=lambda data: data.replace(b"[0.0]", b"[0.99]")) as talkative:
+            away = remote(talkative, patience=replace(QUICK, images=1))
+            scores = score_images(away, IMAGES[:1] * 12, PROMPTS[:1] * 12, RECORDS[:1] * 12)
+    assert not scores.total.any()

@@ -2,10 +2,11 @@
 
 import socket
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from rewards.http.wire import pack
 from tests.rewards.servers import IMAGES, PROMPTS, RECORDS, Brightness, serving
@@ -73,18 +74,39 @@ def test_a_connection_in_use_is_not_given_up() -> None:
     assert len(ports) == 1
 
 
-def test_there_are_only_so_many_connections() -> None:
-    with serving(Brightness(), connections=3) as address, ExitStack() as held:
-        for _ in range(3):
-            held.enter_context(closing(connected(address)))
-        with closing(connected(address)) as further, suppress(ConnectionError):
-            assert further.recv(1) == b""
-        held.close()
-        for _ in range(100):  # until the server has noticed
-            try:
-                assert httpx.post(f"{address}/score", content=BODY, trust_env=False).status_code == 200
-                break
-            except httpx.TransportError:
-                continue
-        else:
-            raise AssertionError("nobody is let in again")
+def still_open(*connections: socket.socket) -> list[bool]:
+    """Which are, after whatever the server does at once."""
+    for one in connections:
+        one.settimeout(0.2)
+    return [not closed(one, b"", []) for one in connections]
+
+
+def test_there_are_only_so_many_connections_and_who_has_waited_longest_leaves_first() -> None:
+    with serving(Brightness(), connections=4) as address, ExitStack() as held:
+        body, silent, head, last = (held.enter_context(closing(connected(address))) for _ in range(4))
+        body.sendall(HEAD + b"content-length: 500\r\n\r\nhalf of it")
+        head.sendall(HEAD)
+        assert still_open(body, silent, head, last) == [True] * 4
+        assert httpx.post(f"{address}/score", content=BODY, trust_env=False).status_code == 200
+        assert still_open(body, silent, head, last) == [True, False, True, True]
+
+
+@pytest.mark.parametrize("beginning", ["nothing", "half a head", "half a body", "chunks that nobody reads"])
+def test_nobody_is_kept_out_by_those_who_dawdle(beginning: str) -> None:
+    """More of them than there are places, and connections."""
+    with serving(Brightness(), connections=8, places=4) as address, ExitStack() as held:
+        for _ in range(40):
+            held.enter_context(closing(connected(address))).sendall(DAWDLERS[beginning][0])
+        began = time.monotonic()
+        for _ in range(10):
+            assert httpx.post(f"{address}/score", content=BODY, trust_env=False).status_code == 200
+        assert time.monotonic() - began < 5
+
+
+def test_nobody_is_kept_out_by_connections_that_have_been_answered() -> None:
+    with serving(Brightness(), connections=4) as address, ExitStack() as held:
+        for _ in range(8):
+            idle = held.enter_context(closing(connected(address)))
+            idle.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert idle.recv(12) == b"HTTP/1.1 200"
+        assert httpx.post(f"{address}/score", content=BODY, trust_env=False).status_code == 200

@@ -16,19 +16,29 @@ from rewards.errors import RewardError
 from rewards.http.client import Patience, RemoteReward
 from rewards.http.wire import VERSION, Answer, Health, Problem
 from rewards.reward import dropped_groups, score_each, score_images
-from tests.rewards.servers import IMAGES, PROMPTS, RECORDS, Brightness, answering, hanging, mortal, serving
+from tests.rewards.servers import (
+    IMAGES,
+    PROMPTS,
+    RECORDS,
+    SCORER,
+    Brightness,
+    answering,
+    hanging,
+    mortal,
+    named,
+    serving,
+)
 
 # Only the drill has to wait for a timeout: elsewhere a slow machine must not look like a fault.
 DRILL = Patience(timeout=0.5, connect=0.3, attempts=6, pause=0.01, longest=0.02, images=2)
 QUICK = Patience(timeout=30, connect=30, attempts=6, pause=0.01, longest=0.02, images=2)
 HOPELESS = Patience(timeout=30, connect=30, attempts=2, pause=0.01, longest=0.02, images=2)
 EXPECTED = torch.arange(8) / 255
-HEALTHY = Health(
-    version=VERSION, ready=True, reward="shapes", model="liar", device="cpu", waiting=0, busy=0.0
-).model_dump_json()
+HEALTHY = Health(version=VERSION, ready=True, scorer=SCORER, device="cpu", waiting=0, busy=0.0).model_dump_json()
 RIGHT: dict[str, Any] = {
     "version": VERSION,
-    "reward": "shapes",
+    "request": "REQUEST",
+    "scorer": SCORER.model_dump(),
     "total": [9.0, 9.0],
     "parts": {"double": [9.0, 9.0]},
     "reasons": ["", ""],
@@ -66,7 +76,10 @@ LIES = {
     "reasons lost": (lie(reasons=[]), "malformed"),
     "failures elsewhere": (lie(failures={"7": "?"}), "malformed"),
     "another version": (lie(version=VERSION + 1), "version"),
-    "another reward": (lie(reward="shapes-official"), "reward"),
+    "another reward": (lie(scorer={**SCORER.model_dump(), "reward": "shapes-official"}), "reward"),
+    "another scorer": (lie(scorer={**SCORER.model_dump(), "model": "darkness"}), "scorer"),
+    "other weights": (lie(scorer={**SCORER.model_dump(), "weights": "ab" * 32}), "scorer"),
+    "another request": (lie(request="ab" * 32), "request"),
     "more than was asked": (lie(extra=1), "malformed"),
 }
 
@@ -81,9 +94,10 @@ def test_a_lie_is_counted_and_never_believed(name: str):
     data, kind = LIES[name]
     with (
         serving(Brightness()) as good,
-        answering(lambda path, _: (200, data if path == "/score" else HEALTHY.encode())) as liar,
+        answering(lambda path, body: (200, named(data, body) if path == "/score" else HEALTHY.encode())) as liar,
     ):
         reward = RemoteReward("shapes", [liar, good], QUICK)
+        reward.scorer = SCORER  # as the first answer says
         faults: Counter[str] = Counter()
         for _ in range(20):  # which server gets the first part is chance
             scores = score_images(reward, IMAGES, PROMPTS, RECORDS)
@@ -119,8 +133,8 @@ def test_three_servers_one_killed_one_hangs_one_lies():
     """While any of them is good all images are scored; the good one is then killed in the middle of its work."""
     lies = iter(sorted(LIES) * 1000)
 
-    def answer(path: str, _: bytes) -> tuple[int, bytes]:
-        return 200, HEALTHY.encode() if path == "/health" else LIES[next(lies)][0]
+    def answer(path: str, body: bytes) -> tuple[int, bytes]:
+        return 200, HEALTHY.encode() if path == "/health" else named(LIES[next(lies)][0], body)
 
     with (
         serving(Brightness()) as good,
@@ -129,6 +143,7 @@ def test_three_servers_one_killed_one_hangs_one_lies():
         answering(answer) as liar,
     ):
         reward = RemoteReward("shapes", [good, doomed, stuck, liar], DRILL)
+        reward.scorer = SCORER
         faults: Counter[str] = Counter()
         for turn in range(3):
             if turn == 1:
@@ -174,7 +189,7 @@ def test_only_the_groups_that_lack_a_score_are_dropped():
     def answer(path: str, body: bytes) -> tuple[int, bytes]:
         if path == "/health":
             return 200, HEALTHY.encode()
-        return (500, b"") if b'"prompt 2"' in body else (200, lie())
+        return (500, b"") if b'"prompt 2"' in body else (200, named(lie(), body))
 
     with answering(answer) as address:
         scores = score_each(RemoteReward("shapes", [address], HOPELESS), IMAGES, PROMPTS, RECORDS)
@@ -190,7 +205,7 @@ def test_a_server_that_comes_back_gets_work_again():
     def answer(path: str, body: bytes) -> tuple[int, bytes]:
         if not state["well"]:
             return 500, Problem(version=VERSION, error="broken").model_dump_json().encode()
-        return 200, HEALTHY.encode() if path == "/health" else lie()
+        return 200, HEALTHY.encode() if path == "/health" else named(lie(), body)
 
     with answering(answer) as address:
         away = RemoteReward("shapes", [address], HOPELESS)

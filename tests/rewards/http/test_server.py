@@ -24,7 +24,8 @@ from PIL import Image
 from rewards.errors import RewardError
 from rewards.http.app import create_app
 from rewards.http.service import Service
-from rewards.http.wire import TOKEN_HEADER, VERSION, Answer, Envelope, Health, Limits, Problem, pack, read, unpack
+from rewards.http.token import HEADER
+from rewards.http.wire import VERSION, Answer, Envelope, Health, Limits, Problem, Scorer, pack, read, unpack
 from rewards.reward import Scores
 from rewards.server import listen, serve
 from tests.rewards.servers import IMAGES, PROMPTS, RECORDS, Brightness, serving
@@ -79,12 +80,14 @@ def test_files_give_the_scores_of_raw_images(client: TestClient, kind: str):
     from_file = client.post("/score", content=request([header], data))
     raw = client.post("/score", content=pack("shapes", [noise], PROMPTS[:1], RECORDS[:1]))
     assert from_file.status_code == 200
-    assert from_file.content == raw.content
+    ours, theirs = (read(Answer, found.content) for found in (from_file, raw))
+    assert ours == theirs.model_copy(update={"request": ours.request}) and ours.request != theirs.request
 
 
 def test_an_answer_has_every_number_and_reason(client: TestClient):
     answer = Answer.model_validate_json(client.post("/score", content=BODY).content)
-    assert answer.version == VERSION and answer.reward == "shapes"
+    assert answer.version == VERSION and answer.scorer == Scorer(reward="shapes", model="brightness", weights="")
+    assert answer.request == hashlib.sha256(BODY[4 : 4 + int.from_bytes(BODY[:4])]).hexdigest()
     expected = torch.tensor([0.0, 1.0]) / 255
     assert torch.equal(torch.tensor(answer.total), expected)
     assert torch.equal(torch.tensor(answer.parts["double"]), 2 * expected)
@@ -183,25 +186,34 @@ def test_what_is_accepted_is_answered_before_the_server_stops():
 
 
 def test_the_token_is_asked_for():
-    with TestClient(create_app(Brightness(), Service("shapes"), token="open sesame")) as client:
-        problem(client.post("/score", content=BODY), 401, TOKEN_HEADER)
-        problem(client.post("/score", content=BODY, headers={TOKEN_HEADER: "open"}), 401, TOKEN_HEADER)
-        problem(client.post("/check", content=b"{}"), 401, TOKEN_HEADER)
-        assert client.post("/score", content=BODY, headers={TOKEN_HEADER: "open sesame"}).status_code == 200
+    with TestClient(create_app(Brightness(), Service("shapes"), token="öpen sesame".encode())) as client:
+        problem(client.post("/score", content=BODY), 401, HEADER)
+        problem(client.post("/score", content=BODY, headers={HEADER: "open"}), 401, HEADER)
+        problem(client.post("/check", content=b"{}"), 401, HEADER)
+        assert client.post("/score", content=BODY, headers={HEADER: "öpen sesame".encode()}).status_code == 200
         assert client.get("/health").status_code == 200
 
 
-def test_a_server_that_is_full_says_so(monkeypatch: pytest.MonkeyPatch, client: TestClient):
-    monkeypatch.setattr("rewards.http.app.IN_FLIGHT", 0)
-    problem(client.post("/score", content=BODY), 503, "try again")
+def test_a_server_that_is_full_says_so():
+    with TestClient(create_app(Brightness(), Service("shapes"), places=0)) as client:
+        found = client.post("/score", content=BODY)
+    problem(found, 503, "try again")
+    assert found.headers["retry-after"] == "1"
 
 
 def test_prompts_are_checked_ahead(client: TestClient):
     question = {"version": VERSION, "reward": "shapes", "prompts": ["a"], "metadata": [{}]}
-    assert client.post("/check", json=question).json() == {"version": VERSION, "prompts": 1, "cut": []}
+    found = client.post("/check", json=question).json()
+    assert found == {
+        "version": VERSION,
+        "request": found["request"],
+        "scorer": {"reward": "shapes", "model": "brightness", "weights": ""},
+        "prompts": 1,
+        "cut": [],
+    }
     problem(client.post("/check", json={**question, "metadata": [{"bad": 1}]}), 422, "a record is bad")
     problem(client.post("/check", json={**question, "metadata": []}), 422, "one record per prompt")
-    problem(client.post("/check", json={**question, "version": 1}), 422, "version 1 of the messages, not 2")
+    problem(client.post("/check", json={**question, "version": 1}), 422, "version 1 of the messages, not 3")
     problem(client.post("/check", json={**question, "reward": "beauty"}), 422, "this server has the reward 'shapes'")
     problem(client.post("/check", content=b"x" * 3000), 413, "more than 2000 bytes")
 
@@ -220,8 +232,8 @@ REFUSED = [
     (request([RAW] * 9, b"x" * 72 * 9, prompts=["a"] * 9, metadata=[{}] * 9), 413, "9 images: at most 8"),
     (request([RAW], b"x" * 72, prompts=[]), 422, "1 images, 0 prompts and 1 metadata"),
     (request([RAW], b"x" * 72, metadata=[1]), 422, "metadata.0"),
-    (request([RAW], b"x" * 72, version=3), 422, "version 3 of the messages, not 2"),
-    (request([OLD], b"x" * 72, version=1), 422, "version 1 of the messages, not 2"),
+    (request([RAW], b"x" * 72, version=4), 422, "version 4 of the messages, not 3"),
+    (request([OLD], b"x" * 72, version=1), 422, "version 1 of the messages, not 3"),
     (request([OLD], b"x" * 72), 422, "images.0.sha256"),
     (request([{**RAW, "sha256": "X" * 64}], b"x" * 72), 422, "images.0.sha256"),
     (request([RAW, RAW], b"x" * 143 + b"y"), 400, "image 1 is not the one that was sent"),
@@ -345,7 +357,12 @@ def test_2000_malformed_requests_leave_the_server_healthy():
 
 def test_health_and_metrics_and_documentation(client: TestClient):
     assert read(Health, client.get("/health").content) == Health(
-        version=VERSION, ready=True, reward="shapes", model="brightness", device="cpu", waiting=0, busy=0.0
+        version=VERSION,
+        ready=True,
+        scorer=Scorer(reward="shapes", model="brightness", weights=""),
+        device="cpu",
+        waiting=0,
+        busy=0.0,
     )
     client.post("/score", content=BODY)
     client.post("/score", content=b"")
