@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Parsed = TypeVar("Parsed")
 Precision = Literal["float32", "bfloat16", "float16"]
 BOX = "╭╮╰╯│─"
-OPTION = re.compile(r" {5}(\S+)")
+RULE = " ─-"  # the last where stdout is not UTF-8: then there is no box, only rules
+OPTION = re.compile(r" {5,6}(\S+)")
 
 
 @contextlib.contextmanager
@@ -42,12 +43,12 @@ def one_sentence(command: str) -> Iterator[None]:
 
 def _first_sentence(box: Sequence[str]) -> str:
     """What the first part of tyro's box says; of what is missing the names alone, and of what is unknown beside it."""
-    parts = itertools.groupby(box, lambda line: not line.strip(" ─"))
+    parts = itertools.groupby(box, lambda line: not line.strip(RULE))
     first, *others = [list(part) for is_rule, part in parts if not is_rule]
-    if not first[0].startswith(" Missing from"):
+    if not first[0].lstrip().startswith("Missing from"):
         return " ".join(line.strip() for line in first).rstrip(".")
     missing = [found[1] for line in first if (found := OPTION.match(line))]
-    unknown = [line.strip() for part in others if part[0].startswith(" Unrecognized") for line in part[1:]]
+    unknown = [line.strip() for part in others if part[0].lstrip().startswith("Unrecognized") for line in part[1:]]
     return f"missing: {', '.join(missing)}" + (f"; unrecognized: {', '.join(unknown)}" if unknown else "")
 
 
@@ -56,6 +57,17 @@ def parse(kind: type[Parsed], arguments: Sequence[str], command: str, default: P
     more: dict[str, Any] = {} if default is None else {"default": default}
     with one_sentence(command):
         return tyro.cli(kind, args=arguments, prog=f"t2i-rl {command.partition(' --')[0]}", **more)
+
+
+def load_policy(model: str, dtype: Precision, device: str, draws: bool = False) -> Policy:
+    """A model in that precision and place. draws: whether one that answers in text is refused."""
+    import torch
+
+    from models.registry import load
+    from t2i_rl.training.checkpoints import check_source
+
+    check_source(model)
+    return load(model, getattr(torch, dtype), device, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +106,7 @@ class Drawing:
 
     def policy(self, model: str) -> Policy:
         """A model in the precision and place asked for."""
-        import torch
-
-        from models.registry import load
-        from t2i_rl.training.checkpoints import check_source
-
-        check_source(model)
-        return load(model, getattr(torch, self.dtype), self.device, self.draws)
+        return load_policy(model, self.dtype, self.device, self.draws)
 
     def load(self) -> tuple[Policy, Sampling]:
         """The model, and how it is sampled."""

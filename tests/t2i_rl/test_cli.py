@@ -70,7 +70,7 @@ REFUSED = [
     ("check --dtype float8", "invalid choice 'float8'"),
     ("export --model tiny --out out", "tiny has no adapters to merge: name a --format"),
     ("train --lora.rank -1", "lora.rank is -1: it has to be 0 or more"),
-    ("serve", "Missing"),
+    ("serve", "missing: REWARD (see t2i-rl serve --help)"),
     ("serve beauty", "there is no reward named 'beauty': choose one of shapes"),
     ("serve shapes --port 99999", "port is 99999: it has to be in 0..65535"),
     ("serve shapes --batch 0", "batch is 0: it has to be at least 1"),
