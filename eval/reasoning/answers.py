@@ -47,6 +47,8 @@ class Answers:
 
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
         """What was asked of the policy. Raises UserError for a question that it cannot be asked."""
+        if not self.policy.stop_tokens:
+            raise UserError(f"{self.model} draws pictures, and here questions are answered: choose a model that sees")
         check_prompts(self.policy, [*benchmark.prompts, Prompt(self.instruction, origin="the instruction")])
         return {
             "model": self.model,
@@ -89,8 +91,7 @@ class Answers:
         limit = self.protocol.max_tokens
         rollout = sample_group(self.policy, condition, samples, self.sampling, noise, max_tokens=limit)
         texts = self.policy.decode(rollout.tokens.flatten(0, 1))
-        if not isinstance(texts, list):
-            raise UserError(f"{self.model} draws pictures, and here questions are answered: choose a model that sees")
+        assert isinstance(texts, list)  # of a model with stop tokens
         stops = torch.tensor(self.policy.stop_tokens, device=rollout.tokens.device)
         ended = torch.isin(rollout.tokens, stops).any(-1).flatten().tolist()
         rows = [
