@@ -1,4 +1,4 @@
-"""What a benchmark is: prompts in categories, scorers of their images, and figures made of the scores."""
+"""What a benchmark is: prompts in categories, scorers of their images or answers, and figures made of the scores."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Protocol
-
-from jaxtyping import UInt8
-from numpy import ndarray
 
 from eval.records.layouts import Layout, plain
 from eval.records.manifest import Key, Row
@@ -24,7 +21,7 @@ OVERALL = "overall"  # of a figure, where categories have their names
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a scorer says of one image.
+    """What a scorer says of one image or answer.
 
     values: numbers by name; `total` is the score itself.
     reason: why it has less than the full score; "" where there is nothing to say.
@@ -37,7 +34,7 @@ class Judgement:
 
 
 class Scorer(Protocol):
-    """Judges images of prompts."""
+    """Judges images of prompts, or answers to them."""
 
     @property
     def name(self) -> str:
@@ -48,8 +45,8 @@ class Scorer(Protocol):
         """Refuse, with a `RewardError`, prompts that it could not judge; returns which it cuts, as a reward does."""
         ...
 
-    def score(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[Prompt]) -> list[Judgement]:
-        """One judgement per image, in their order. Raises RewardError for an image that cannot be judged."""
+    def score(self, samples: Sequence[Any], prompts: Sequence[Prompt], /) -> list[Judgement]:
+        """One judgement per image or answer, in their order. Raises RewardError for one that cannot be judged."""
         ...
 
 
@@ -66,9 +63,9 @@ class RewardScorer:
     def check(self, prompts: Sequence[Prompt]) -> Sequence[Cut] | None:
         return self.reward.check([prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
 
-    def score(self, images: Sequence[UInt8[ndarray, "H W 3"]], prompts: Sequence[Prompt]) -> list[Judgement]:
+    def score(self, samples: Sequence[Any], prompts: Sequence[Prompt]) -> list[Judgement]:
         texts, metadata = [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts]
-        scores = score_images(self.reward, images, texts, metadata)
+        scores = score_images(self.reward, samples, texts, metadata)
         columns = {TOTAL: scores.total, **scores.parts}
         values = {name: column.tolist() for name, column in columns.items()}
         return [
@@ -101,14 +98,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark without its images.
+    """A benchmark without its images or answers.
 
     category_key: what the prompts' metadata call the category.
     settings: what else its figures depend on.
     official: where the official tools look for the images, if that is not our own layout.
-    more: further figures, from the lines of the manifest and of the scorers, by scorer.
+    more: further entries of the summary, from the lines of the manifest and of the scorers, by scorer.
     publish: writes the files of the official tools into a folder, from the same.
     notes: what a reader of the figures has to know.
+    samples: what the prompts get, `images_per_prompt` of each: images, or answers in text.
     """
 
     name: str
@@ -121,6 +119,7 @@ class Benchmark:
     more: Callable[[Sequence[Row], Mapping[str, Sequence[Row]]], Mapping[str, Any]] | None = None
     publish: Callable[[Path, Sequence[Row], Mapping[str, Sequence[Row]]], None] | None = None
     notes: tuple[str, ...] = ()
+    samples: Literal["images", "answers"] = "images"
 
     def __post_init__(self) -> None:
         if self.images_per_prompt < 1:

@@ -17,6 +17,7 @@ from models.policy import Policy
 from rewards.cut import Cut
 from rewards.files.pictures import PictureError, read_rgb
 from rewards.files.pins import sha256
+from rewards.reward import Sample
 from t2i_rl.errors import UserError
 from t2i_rl.pictures.image_files import save_image, save_metadata
 from t2i_rl.prompts.cut import cut_by
@@ -217,6 +218,16 @@ def describe(
         "sha256": checksum,
         "settings": settings,
     }
+
+
+def is_missing(row: Row) -> bool:
+    """Of a line of the manifest, whether it is of an image that is not there; an answer is in the line itself."""
+    return "text" not in row and row["file"] is None
+
+
+def read_sample(folder: Path, row: Row) -> Sample:
+    """The answer, or the pixels of the image. Raises UserError."""
+    return row["text"] if "text" in row else read_image(folder / row["file"])
 
 
 def read_image(path: Path) -> UInt8[ndarray, "H W 3"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmark import Benchmark, Scorer, counts, figures
-from eval.images import Source, read_image
+from eval.images import Source, is_missing, read_sample
 from eval.records.manifest import (
     MANIFEST,
     SCORES,
@@ -68,7 +68,7 @@ def run(
     ledgers = {name: Ledger(folder / SCORES / f"{name}.jsonl", shard) for name in scorers}
     for ledger in (manifest, *ledgers.values()):
         ledger.mend()
-    with naming(folder), display(silent=shard.rank != 0) as stages:
+    with naming(folder), display(shard.rank != 0, benchmark.samples) as stages:
         source.provide(benchmark, folder, blocks, digest(settings)[:12], stages, manifest)
         images = _checked(manifest, digest(settings)[:12])
         for name, scorer in scorers.items():
@@ -98,9 +98,9 @@ def judge(
     left = [block for block in blocks if any(key not in held for key in block)]
     advance = stages(f"judging ({name})", sum(map(len, left)))
     for block in left:
-        present = [key for key in block if images[key]["file"] is not None]
-        pictures = [read_image(folder / images[key]["file"]) for key in present]
-        judged = scorer.score(pictures, [benchmark.prompts[index] for index, _ in present]) if present else []
+        present = [key for key in block if not is_missing(images[key])]
+        samples = [read_sample(folder, images[key]) for key in present]
+        judged = scorer.score(samples, [benchmark.prompts[index] for index, _ in present]) if present else []
         found = dict(zip(present, judged, strict=True))
         rows = []
         for key in block:
@@ -131,11 +131,12 @@ def finish(
     scores = {name: lines for name, lines in joined.items() if lines is not None}
     if rows is None or not scores or len(scores) < len(joined):
         return None
-    missing = [[row["index"], row["sample"]] for row in rows if row["file"] is None]
+    missing = [[row["index"], row["sample"]] for row in rows if is_missing(row)]
     summary = {
         "benchmark": benchmark.name,
         **(benchmark.more(rows, scores) if benchmark.more else {}),
         "metrics": figures(benchmark, rows, scores),
+        "samples": benchmark.samples,
         "counts": counts(rows) | {"missing": missing},
         "notes": list(benchmark.notes),
         "settings": dict(settings) | {"rules": dict(benchmark.settings)},

@@ -1,4 +1,4 @@
-"""How far an evaluation is: one line for each stage, with its images a second and the time that is left."""
+"""How far an evaluation is: one line for each stage, with its images or answers a second and the time that is left."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,23 +17,29 @@ Stages = Callable[[str, int], Advance]  # begins a stage of so many images; what
 
 
 class _Speed(ProgressColumn):
-    """Images a second."""
+    """Samples a second."""
+
+    def __init__(self, samples: str) -> None:
+        super().__init__()
+        self.samples = samples
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self.samples}/s")
 
 
 @contextmanager
-def display(silent: bool, console: Console | None = None) -> Iterator[Stages]:
-    """On a terminal live bars; elsewhere plain lines, one every `PAUSE` seconds and one at the end of a stage."""
+def display(silent: bool, samples: str = "images", console: Console | None = None) -> Iterator[Stages]:
+    """samples: what is counted.
+
+    On a terminal live bars; elsewhere plain lines, one every `PAUSE` seconds and one at the end of a stage."""
     console = console or Console()
     if silent:
         yield lambda label, total: lambda images: None
     elif not console.is_terminal:
-        yield lambda label, total: _Lines(console, label, total).advance
+        yield lambda label, total: _Lines(console, label, total, samples).advance
     else:
         description = TextColumn("{task.description}", markup=False)  # it has names of the user's
-        columns = description, BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn()
+        columns = description, BarColumn(), MofNCompleteColumn(), _Speed(samples), TimeRemainingColumn()
         with Progress(*columns, console=console) as progress:
 
             def begin(label: str, total: int) -> Advance:
@@ -50,6 +56,7 @@ class _Lines:
     console: Console
     label: str
     total: int
+    samples: str
 
     def __post_init__(self) -> None:
         self.done, self.began = 0, time.monotonic()
@@ -63,5 +70,5 @@ class _Lines:
         self.said = now
         speed = self.done / max(now - self.began, 1e-6)
         left = timedelta(seconds=round((self.total - self.done) / speed))
-        line = f"{self.label}: {self.done}/{self.total}, {speed:.1f} images/s, {left} left"
+        line = f"{self.label}: {self.done}/{self.total}, {speed:.1f} {self.samples}/s, {left} left"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

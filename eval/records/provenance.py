@@ -11,8 +11,18 @@ from models.registry import find
 from rewards.catalogue import REWARDS
 from rewards.files.pins import pins, sha256
 
-PACKAGES = ("t2i-rl", "torch", "torchvision", "transformers", "open-clip-torch", "numpy", "pillow")
-OPTIONAL = ("spacy", "en-core-web-sm")  # they change T2I-CompBench's questions
+PACKAGES = (
+    "t2i-rl",
+    "torch",
+    "torchvision",
+    "transformers",
+    "open-clip-torch",
+    "numpy",
+    "pillow",
+    "mathruler",
+    "sympy",
+)
+OPTIONAL = ("spacy", "en-core-web-sm", "math-verify")  # the first two change T2I-CompBench's questions
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 

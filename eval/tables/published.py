@@ -24,7 +24,7 @@ CRITICAL = "arXiv:2509.22485"  # Group Critical-token
 Key = tuple[str, str]  # a metric of ours, and `overall` or a category
 
 # A column's benchmark and figure of ours, on the same scale. Of which prompts HPSv2 is printed is not in our copy: it
-# stands beside both benchmarks that have it. Columns of reasoning and of settings have no benchmark here.
+# stands beside both benchmarks that have it. Columns of settings have no benchmark here.
 COLUMNS: Mapping[str, Sequence[tuple[str, Key]]] = {
     "overall": [("geneval", ("correct", OVERALL))],
     "geneval": [("geneval", ("correct", OVERALL))],
@@ -38,13 +38,19 @@ COLUMNS: Mapping[str, Sequence[tuple[str, Key]]] = {
     },
     **{scorer: [("drawbench", (scorer, OVERALL))] for scorer in ("deqa", "imagereward", "pickscore")},
     "hpsv2": [("hps", ("hpsv2", OVERALL)), ("drawbench", ("hpsv2", OVERALL))],
+    **{
+        benchmark.replace("-", "_"): [(benchmark, ("accuracy", OVERALL))]
+        for benchmark in ("mathverse", "mathvision", "mm12k", "logicvista", "mmmu-pro")
+    },
 }
 COSTS = {"step_seconds": "{:g} s a step", "hours": "{:g} h", "gpu_memory_gb": "{:g} GB"}  # what a row's label tells
-# The tables whose rows are variants of one model. Tables 7 to 11 do not name it: one row of each has its figures.
+# The tables whose rows are variants of one model, but for their columns of MM12K, which are of another. Tables 7 to 11
+# do not name it: one row of each has its figures.
 VARIANTS = {
     **dict.fromkeys([(GUIDANCE, "table 3a"), (GUIDANCE, "table 3b")], "Janus-Pro-7B"),
     **{(CRITICAL, f"table {number}"): "Janus-Pro-1B" for number in (3, 7, 8, 9, 10, 11)},
 }
+ANSWERING = {(GUIDANCE, f"table {number}"): "Qwen2.5-VL-7B" for number in ("3a", "3b", "4")}
 SETS = ("initial", "structure", "similarity")
 
 
@@ -83,8 +89,6 @@ def printed(papers: Mapping[str, Any]) -> Iterator[Published]:
     for paper in (GUIDANCE, CRITICAL):
         for title, rows in papers[paper].items():
             table, *subject = title.split(", ")
-            model = VARIANTS.get((paper, table))
-            of = f"{model}, {subject[0]}" if model else ""
             for row in rows if isinstance(rows, list) else []:
                 figures: dict[str, dict[Key, float]] = {}
                 for column, places in COLUMNS.items():
@@ -92,6 +96,8 @@ def printed(papers: Mapping[str, Any]) -> Iterator[Published]:
                         figures.setdefault(benchmark, {})[key] = row[column]
                 costs = tuple(text.format(row[cost]) for cost, text in COSTS.items() if row.get(cost) is not None)
                 for benchmark, held in figures.items():
+                    model = (ANSWERING if benchmark == "mm12k" else VARIANTS).get((paper, table))
+                    of = f"{model}, {subject[0]}" if model else ""
                     yield Published(benchmark, paper, table, row_name(row), held, of, costs)
 
 

@@ -16,6 +16,7 @@ class Terms:
 
     prompts_sha256: as in an evaluation's settings; None where we have not seen the prompts: their number is compared.
     images_per_prompt: None where papers do not say.
+    samples: what they are of each prompt, in a word.
     judges: by figure, the judge of papers in words, and the pattern of what a scorer of that kind calls itself.
     rules: the benchmark's own settings.
     """
@@ -25,6 +26,7 @@ class Terms:
     images_per_prompt: int | None
     judges: Mapping[str, tuple[str, str]]
     rules: Mapping[str, Any] = field(default_factory=dict)
+    samples: str = "images"
 
     def differences(self, run: Finished, metrics: Iterable[str]) -> list[str]:
         """What keeps these figures of a run apart from published ones, in words: what it has, and what they have."""
@@ -34,7 +36,7 @@ class Terms:
         elif known and settings["prompts_sha256"] != known:
             found.append(f"other prompts (SHA-256 {settings['prompts_sha256'][:8]}..., not {known[:8]}...)")
         if self.images_per_prompt not in (None, settings["images_per_prompt"]):
-            found.append(f"{settings['images_per_prompt']} instead of {self.images_per_prompt} images of each")
+            found.append(f"{settings['images_per_prompt']} instead of {self.images_per_prompt} {self.samples} of each")
         if settings["rules"] != self.rules:
             found.append(f"other rules ({settings['rules']})")
         for metric in metrics:
@@ -75,4 +77,21 @@ TERMS = {
         },
     ),
     "hps": Terms(3200, None, 1, {"hpsv2": HPSV2}),
+    **{
+        name: Terms(
+            questions,
+            None,
+            8,
+            {"accuracy": ("mathruler 0.1", r"math \(mathruler 0\.1\..+\)")},
+            {"questions": "messages"},  # those of the files that were measured on, not of the benchmarks' own tables
+            "answers",
+        )
+        for name, questions in {
+            "mathverse": 2180,
+            "mathvision": 2907,
+            "mm12k": 2000,
+            "logicvista": 447,
+            "mmmu-pro": 1730,
+        }.items()
+    },
 }

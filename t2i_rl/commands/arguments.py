@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Parsed = TypeVar("Parsed")
 Precision = Literal["float32", "bfloat16", "float16"]
 BOX = "╭╮╰╯│─"
-RULE = " ─-"
+RULE = " ─-"  # the last where stdout is not UTF-8: then there is no box, only rules
 OPTION = re.compile(r" {4}(\S+)")
 ALIKE = ("Perhaps you meant", "Arguments similar to")  # how the part begins that knows options of such a name
 
@@ -72,6 +72,17 @@ def parse(kind: type[Parsed], arguments: Sequence[str], command: str, default: P
         return tyro.cli(kind, args=arguments, prog=f"t2i-rl {command.partition(' --')[0]}", **more)
 
 
+def load_policy(model: str, dtype: Precision, device: str, draws: bool = False) -> Policy:
+    """A model in that precision and place. draws: whether one that answers in text is refused."""
+    import torch
+
+    from models.registry import load
+    from t2i_rl.training.checkpoints import check_source
+
+    check_source(model)
+    return load(model, getattr(torch, dtype), device, draws)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """What every command that draws images asks for.
@@ -108,13 +119,7 @@ class Drawing:
 
     def policy(self, model: str) -> Policy:
         """A model in the precision and place asked for."""
-        import torch
-
-        from models.registry import load
-        from t2i_rl.training.checkpoints import check_source
-
-        check_source(model)
-        return load(model, getattr(torch, self.dtype), self.device, self.draws)
+        return load_policy(model, self.dtype, self.device, self.draws)
 
     def load(self) -> tuple[Policy, Sampling]:
         """The model, and how it is sampled."""

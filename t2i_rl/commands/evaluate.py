@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from models.device import device_of
 from t2i_rl.commands.arguments import parse
 from t2i_rl.commands.benchmarks import BENCHMARKS, EvalAll, EvalFile, Evaluating
+from t2i_rl.commands.reasoning import REASONING, EvalReasoning
 from t2i_rl.errors import UserError
 from t2i_rl.parallel.devices import own_device
 
@@ -26,10 +27,10 @@ TOML = ".toml"
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """measure a model on a benchmark: geneval, t2i-compbench, drawbench, hps, all, or one of your own"""
+    """measure a model on a benchmark: geneval, t2i-compbench, drawbench, hps, mathverse, ..., or one of your own"""
     if list(arguments[:1]) in (["-h"], ["--help"]):
         print("usage: t2i-rl eval BENCHMARK [OPTIONS]\n")
-        for name, kind in BENCHMARKS.items():
+        for name, kind in (BENCHMARKS | REASONING).items():
             print(f"  {name:<15}{str(kind.__doc__).partition(chr(10))[0]}")
         print(f"  {'FILE' + TOML:<15}A benchmark of your own (docs/add-a-benchmark.md).\n")
         print("See t2i-rl eval BENCHMARK --help")
@@ -45,30 +46,32 @@ def evaluate(arguments: Sequence[str]) -> None:
         run(one, benchmark, load)
 
 
-def _chosen(arguments: Sequence[str]) -> Evaluating:
+def _chosen(arguments: Sequence[str]) -> Evaluating | EvalReasoning:
     """The benchmark that is named, with its options. Raises UserError."""
     wanted = arguments[0] if arguments else ""
     if wanted in BENCHMARKS:
         return parse(BENCHMARKS[wanted], arguments[1:], f"eval {wanted}")
+    if wanted in REASONING:
+        return parse(REASONING[wanted], arguments[1:], f"eval {wanted}")
     if wanted.endswith(TOML):
         default = EvalFile(file=Path(wanted), out=Path("runs") / Path(wanted).stem)
         return replace(parse(EvalFile, arguments[1:], f"eval {wanted}", default), file=Path(wanted))
     named = f"there is no benchmark {wanted!r}" if arguments else "no benchmark is named"
-    *names, last = BENCHMARKS
+    *names, last = [*BENCHMARKS, *REASONING]
     raise UserError(
         f"{named}: use t2i-rl eval geneval --model MODEL; there are {', '.join(names)} and {last}, and {TOML} files of "
         "your own"
     )
 
 
-def loaded(wanted: Evaluating) -> Model:
+def loaded(wanted: Evaluating | EvalReasoning) -> Model:
     """The model, how it is sampled, and the checksums of its weights."""
     from eval.records.provenance import model_weights
 
     return *wanted.load(), model_weights(wanted.model)
 
 
-def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> None:
+def run(wanted: Evaluating | EvalReasoning, benchmark: Benchmark, load: Callable[[], Model]) -> None:
     """Evaluate, and show the figures once all processes are done."""
     from eval import runner
     from eval.records.manifest import Shard
@@ -76,13 +79,13 @@ def run(wanted: Evaluating, benchmark: Benchmark, load: Callable[[], Model]) -> 
 
     shard = Shard.from_environment()
     scorers = {} if wanted.generate_only else wanted.scorers()
-    source = images_of(wanted, load)
+    source = wanted.source(*load()) if isinstance(wanted, EvalReasoning) else images_of(wanted, load)
     summary = runner.run(benchmark, source, scorers, wanted.out, shard, wanted.batch)
     if summary is not None:
         show(summary)
         print(f"{wanted.out}: see summary.json and manifest.jsonl")
     elif wanted.generate_only:
-        print(f"{wanted.out}: process {shard.rank} of {shard.world} has drawn its images")
+        print(f"{wanted.out}: process {shard.rank} of {shard.world} has drawn its {benchmark.samples}")
     else:
         print(f"process {shard.rank} of {shard.world} is done: the last one writes {wanted.out}/summary.json")
 

@@ -112,6 +112,8 @@ def _reward(term: Term) -> list[str]:
     if term.addresses:
         return [f"{term.name}{weight}, served at {' and '.join(term.addresses)}"]
     lines = [f"{term.name}{weight}, in the run's own process"]
+    if term.entry.scores == "answers":
+        lines.append("grades answers in text, in processes with limits of their own; nothing is fetched")
     if variable := term.entry.endpoint:
         lines.append(f"asks {variable} = {os.environ.get(variable) or 'nobody: set it to the address of the judge'}")
     for variable, source in term.entry.weights:

@@ -85,4 +85,4 @@ def read_picture(path: Path, size: PictureSize) -> UInt8[np.ndarray, "H W 3"]:
         if max(image.size) > STEEPEST * min(image.size):
             raise PictureError(f"{image.width} x {image.height} pixels, one side over {STEEPEST} times the other")
         deep = image.mode.startswith("I")  # 16 bits, of which Pillow's own conversion would make white
-        return np.asarray(fit(Image.fromarray(rgb(image)) if deep else image, size.least, size.most))
+        return np.array(fit(Image.fromarray(rgb(image)) if deep else image, size.least, size.most))

@@ -411,17 +411,10 @@ def test_images_of_another_machine(place: Path, tmp_path: Path):
 
 
 def test_the_documented_flags_are_there(capsys: pytest.CaptureFixture[str]):
-    for command in (["eval", "all"], ["eval", "drawbench"], ["compare"]):
+    for command in (["eval", "all"], ["eval", "drawbench"], ["eval", "mathverse"], ["compare"]):
         with pytest.raises(SystemExit):
             main([*command, "--help"])
     known = {*re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out)}
     text = (Path(__file__).parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
-    others = {
-        "--checkout",
-        "--config",
-        "--weights",
-        "--port",
-        "--nproc-per-node",
-        "--no-python",
-    }  # unidet's, torchrun's
-    assert {*re.findall(r"--[a-z][a-z0-9-]+", text)} <= known | others
+    unidet, others = {"--checkout", "--config", "--weights", "--port"}, {"--nproc-per-node", "--no-python", "--source"}
+    assert {*re.findall(r"--[a-z][a-z0-9-]+", text)} <= known | unidet | others

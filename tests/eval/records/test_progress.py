@@ -11,7 +11,7 @@ from eval.records.progress import display
 
 def shown(terminal: bool, silent: bool = False) -> str:
     file = io.StringIO()
-    with display(silent, Console(file=file, force_terminal=terminal, width=120)) as stages:
+    with display(silent, console=Console(file=file, force_terminal=terminal, width=120)) as stages:
         for label, total in (("generating", 4), ("judging ([/a])", 2), ("judging (b)", 0)):
             advance = stages(label, total)
             for _ in range(total):

@@ -13,6 +13,7 @@ CATEGORIES = {"colors": 0.6675, "color_attr": 0.2083, "a category with a very lo
 SUMMARY = {
     "benchmark": "drawbench",
     "settings": {"model": "runs/a-model"},
+    "samples": "images",
     "counts": {"prompts": 3, "images": 6, "images_per_category": dict.fromkeys(CATEGORIES, 2), "missing": [[0, 1]]},
     "notes": ["a note that is a good deal longer than the narrowest of these terminals is wide"],
     "metrics": {name: {"categories": CATEGORIES, "overall": 4.4053, "mean_of": "images"} for name in SCORERS},

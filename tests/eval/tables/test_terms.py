@@ -11,6 +11,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.prompts import geneval
 from t2i_rl.prompts.prompt import Prompt, prompts_digest
 
+MATHRULER = "math (mathruler 0.1.0)"
 OFFICIAL = "geneval-official (mask2former official 743b7d99)"
 MMDET = "geneval-official (mmdet 2.28.2 official 743b7d99)"
 UNIDET = "color: BLIP VQA (x, 480 pixels), spaCy; spatial: UniDet R50 0123abcd, spaCy; non_spatial: clipscore (x)"
@@ -49,6 +50,15 @@ def test_every_published_figure_has_its_judge() -> None:
         ),
         (alike("geneval", {"prompts": 50}, correct=OFFICIAL), "50 prompts instead of 553"),
         (alike("geneval", {"images_per_prompt": 1}, correct=OFFICIAL), "1 instead of 4 images of each"),
+        (alike("mm12k", {"images_per_prompt": 1}, accuracy=MATHRULER), "1 instead of 8 answers of each"),
+        (
+            alike("mm12k", {"rules": {"questions": "table"}}, accuracy=MATHRULER),
+            r"other rules \(\{'questions': 'table'\}",
+        ),
+        (
+            alike("mm12k", accuracy="math-verify (math-verify 0.9.0)"),
+            r"accuracy by math-verify .* instead of mathruler",
+        ),
         (alike("geneval", {"prompts": 9, "images_per_prompt": 1}, correct=OFFICIAL), "9 prompts .* and 1 instead of 4"),
         (alike("geneval", correct="shapes-official (shapes)"), r"correct by shapes-official \(shapes\) instead of"),
         (alike("geneval", correct="geneval-official (fake)"), "correct by"),

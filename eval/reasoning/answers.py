@@ -1,0 +1,115 @@
+"""Where the answers of a benchmark are from: a policy is asked its questions, several times each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.benchmark import Benchmark
+from eval.reasoning.protocol import Protocol
+from eval.records.manifest import Block, Ledger, Row, digest
+from eval.records.progress import Stages
+from models.policy import Policy
+from models.question import Question
+from rewards.cut import Cut
+from rewards.files.pins import sha256
+from t2i_rl.errors import UserError
+from t2i_rl.prompts.contrasts import positive
+from t2i_rl.prompts.cut import cut_by
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.prompts.questions import question_of
+from t2i_rl.rollout.noise import Noise, occurrences
+from t2i_rl.rollout.sampler import sample_group
+from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.rollout.words import check_prompts
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers that a policy gives.
+
+    instruction: behind every question. model: what the policy is called in the settings; weights: its checksums.
+    """
+
+    policy: Policy
+    sampling: Sampling
+    seed: int
+    protocol: Protocol
+    instruction: str
+    model: str
+    weights: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "float32"
+
+    def cut(self, benchmark: Benchmark) -> Sequence[Cut]:
+        return cut_by(self.policy, self.model, [prompt.text for prompt in benchmark.prompts])
+
+    def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
+        """What was asked of the policy. Raises UserError for a question that it cannot be asked."""
+        if not self.policy.stop_tokens:
+            raise UserError(f"{self.model} draws pictures, and here questions are answered: choose a model that sees")
+        check_prompts(self.policy, [*benchmark.prompts, Prompt(self.instruction, origin="the instruction")])
+        return {
+            "model": self.model,
+            "weights": dict(self.weights),
+            "dtype": self.dtype,
+            "sampling": asdict(self.sampling),
+            "seed": self.seed,
+            "protocol": asdict(self.protocol),
+            "instruction": self.instruction,
+            "pictures_sha256": digest([_pictures(prompt) for prompt in benchmark.prompts]),
+        }
+
+    def provide(
+        self, benchmark: Benchmark, folder: Path, blocks: Sequence[Block], settings: str, stages: Stages, ledger: Ledger
+    ) -> None:
+        """Ask what the ledger has no answer to; the questions of a block are asked together."""
+        held = ledger.rows()
+        left = [block for block in blocks if any(key not in held for key in block)]
+        advance = stages("answering", sum(map(len, left)))
+        # The same question twice is answered otherwise; how often it has come, its text and its files say.
+        numbers = occurrences([repr((prompt.text, _pictures(prompt))) for prompt in benchmark.prompts]) if left else []
+        for block in left:
+            rows = list(dict.fromkeys(index for index, _ in block))
+            asked = [self._question(benchmark.prompts[row]) for row in rows]
+            noise = Noise(self.seed, occurrences=[numbers[row] for row in rows])
+            answers = self._answers(asked, benchmark.images_per_prompt, noise)
+            ledger.append(
+                _line(benchmark, index, sample, answers[place][sample], self.seed, settings)
+                for place, index in enumerate(rows)
+                for sample in range(benchmark.images_per_prompt)
+            )
+            advance(len(block))
+
+    def _question(self, prompt: Prompt) -> Question:
+        return positive(question_of(prompt, self.protocol.size), self.instruction)
+
+    def _answers(self, asked: Sequence[Question], samples: int, noise: Noise) -> list[list[Row]]:
+        """By question and sample: the text, its tokens, whether the limit cut it off."""
+        condition = self.policy.encode(asked)
+        limit = self.protocol.max_tokens
+        rollout = sample_group(self.policy, condition, samples, self.sampling, noise, max_tokens=limit)
+        texts = self.policy.decode(rollout.tokens.flatten(0, 1))
+        assert isinstance(texts, list)  # of a model with stop tokens
+        stops = torch.tensor(self.policy.stop_tokens, device=rollout.tokens.device)
+        ended = torch.isin(rollout.tokens, stops).any(-1).flatten().tolist()
+        rows = [
+            {"text": text, "tokens": length, "truncated": not end}
+            for text, length, end in zip(texts, rollout.lengths.flatten().tolist(), ended, strict=True)
+        ]
+        return [rows[start : start + samples] for start in range(0, len(rows), samples)]
+
+
+def _line(benchmark: Benchmark, index: int, sample: int, answer: Row, seed: int, settings: str) -> Row:
+    """A line of the manifest, which holds the answer itself."""
+    prompt = benchmark.prompts[index]
+    about = {"index": index, "sample": sample, "category": benchmark.category(index), "prompt": prompt.text}
+    return {**about, "metadata": dict(prompt.metadata), "seed": seed, **answer, "settings": settings}
+
+
+def _pictures(prompt: Prompt) -> list[str]:
+    """What tells its pictures from others."""
+    return [
+        sha256(one) if isinstance(one, Path) else digest([one.shape, one.tobytes().hex()]) for one in prompt.pictures
+    ]
