@@ -53,6 +53,15 @@ class LoraPolicy:
         self.adapted.gradient_checkpointing = value
 
     @property
+    def compiled(self) -> bool:
+        """Of both trees; a family that cannot has no such attribute."""
+        return self.adapted.compiled
+
+    @compiled.setter
+    def compiled(self, value: bool) -> None:
+        self.adapted.compiled = self.base.compiled = value
+
+    @property
     def module(self) -> torch.nn.Module:
         return self.adapted.module
 

@@ -177,6 +177,13 @@ class Rebuilt(Policy, Protocol):
 
 
 @runtime_checkable
+class CompilesLayers(Protocol):
+    """What a policy offers besides whose layers can be compiled for `hidden`."""
+
+    compiled: bool
+
+
+@runtime_checkable
 class ReadsBeginnings(Protocol):
     """What a policy offers besides whose text encoder reads so many tokens of a prompt and no more."""
 

@@ -14,6 +14,7 @@ from models.parts.logits import logits
 from models.registry import load
 from t2i_rl.cli import main
 from t2i_rl.planning.check_model import findings
+from t2i_rl.rollout.log_probs import log_probs
 from t2i_rl.rollout.noise import Noise
 from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
@@ -62,6 +63,18 @@ def test_logits_of_half_precision_are_not_rounded(dtype: torch.dtype, bias: bool
     for one, other in pairs:
         assert one.dtype == dtype
         torch.testing.assert_close(one, other, atol=0.1, rtol=0.02)
+
+
+def test_compiled_layers_are_the_eager_ones():
+    """Values and gradients, to the rounding of float32."""
+    policy, found = load("tiny", device=DEVICE), []
+    tokens = torch.arange(2 * policy.layout.tokens, device=DEVICE).view(2, -1) % 32
+    for policy.compiled in (False, True):
+        values = log_probs(policy, policy.encode(PROMPTS), tokens)
+        pulls = torch.autograd.grad(values.sum(), list(policy.trainable_parameters()), allow_unused=True)
+        found.append([values, *(pull for pull in pulls if pull is not None)])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["cfg", "critical"])

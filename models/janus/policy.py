@@ -81,7 +81,7 @@ class JanusPolicy:
             raise ModelError(
                 f"config.json has the prompt_style {self.prompt_style!r}: choose one of {', '.join(ROLES)}"
             )
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = self.compiled = False
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
@@ -181,7 +181,9 @@ class JanusPolicy:
         embedded = torch.cat([self.language_model.embed_tokens(ids), image], dim=1)
         width = embedded.shape[1]
         rope, mask = self._rope(pads, width), llama.causal_mask(pads, width)
-        states = llama.run(self.language_model, embedded, rope, mask, recompute=self.gradient_checkpointing)
+        states = llama.run(
+            self.language_model, embedded, rope, mask, recompute=self.gradient_checkpointing, compiled=self.compiled
+        )
         return states[:, ids.shape[-1] - 1 :].unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

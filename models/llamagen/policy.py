@@ -102,7 +102,7 @@ class LlamaGenPolicy:
         self.stop_tokens: tuple[int, ...] = ()
         self.never: tuple[int, ...] = ()
         self.default_guidance = DEFAULT_GUIDANCE
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = self.compiled = False
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
@@ -224,7 +224,9 @@ class LlamaGenPolicy:
         image = self.transformer.model.embed_tokens(tokens[:, :-1]).repeat(branches, 1, 1)
         embedded = torch.cat([text, image], dim=1)
         rope, mask = self._rope(text.shape[1]), llama.causal_mask(pads, embedded.shape[1])
-        states = llama.run(self.transformer.model, embedded, rope, mask, recompute=self.gradient_checkpointing)
+        states = llama.run(
+            self.transformer.model, embedded, rope, mask, recompute=self.gradient_checkpointing, compiled=self.compiled
+        )
         return states[:, text.shape[1] - 1 :].unflatten(0, (branches, -1))
 
     def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:

@@ -7,8 +7,9 @@ into a static cache in place, attention reads the filled part of it and no more,
 never touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -37,6 +38,13 @@ class KeyValueCache:
         shape = (len(model.layers), batch, heads, slots, attention.head_dim)
         like = model.norm.weight
         return cls(like.new_empty(shape), like.new_empty(shape))
+
+    def keep(self, layer: int, key: Float[Tensor, "B H T d"], value: Float[Tensor, "B H T d"]) -> tuple[Tensor, Tensor]:
+        """Put a layer's new keys and values behind the filled slots; returns all that are there then."""
+        end = self.length + key.shape[2]
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def expand(self, rows: Int[Tensor, " B"], slots: int) -> "KeyValueCache":
         """A cache of `slots` slots whose batch rows are copies of the given ones."""
@@ -91,6 +99,50 @@ def causal_mask(pads: Int[Tensor, " B"] | None, width: int) -> Bool[Tensor, "B 1
     return ((slot[:, None] >= slot) & real | torch.eye(width, dtype=torch.bool, device=pads.device))[:, None]
 
 
+def decoder_layer(
+    layer: Any,
+    x: Float[Tensor, "B T D"],
+    cos: Float[Tensor, "B 1 T d"],
+    sin: Float[Tensor, "B 1 T d"],
+    visible: Bool[Tensor, "B 1 T S"] | None,
+    causal: bool,
+    keep: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Float[Tensor, "B T D"]:
+    """One of transformers' decoder layers.
+
+    causal: whether each position sees those before it alone, where `visible` does not say what it sees.
+    keep: takes the keys and values and gives those that are attended to; without it they are the same.
+    """
+    attention = layer.self_attn
+    normed = rms_norm(layer.input_layernorm, x)
+    query, key, value = (
+        projection(normed).view(*x.shape[:2], -1, attention.head_dim)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if hasattr(attention, "q_norm"):
+        query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
+    query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    if keep is not None:
+        key, value = keep(key, value)
+    attended = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=visible,
+        is_causal=causal,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    x = x + attention.o_proj(attended.transpose(1, 2).reshape(x.shape))
+    return x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
+
+
+@cache
+def compiled_layer() -> Callable[..., Float[Tensor, "B T D"]]:
+    """The same, compiled once for all layers and lengths; its twin above is what tests compare it with."""
+    return torch.compile(decoder_layer, dynamic=True)
+
+
 def run(
     model: LlamaModel,
     x: Float[Tensor, "B T D"],
@@ -99,6 +151,7 @@ def run(
     cache: KeyValueCache | None = None,
     recompute: bool = False,
     deep: Sequence[Float[Tensor, "B T D"]] = (),
+    compiled: bool = False,
 ) -> Float[Tensor, "B T D"]:
     """The decoder's output after its final norm, for T new positions.
 
@@ -107,45 +160,17 @@ def run(
     cache: receives the new keys and values behind the `length` slots it holds.
     recompute: keep only the layers' inputs for the backward pass, which then runs each layer once more.
     deep: what is added to the output of the first layers: of Qwen3, what the vision tower saw on its way.
+    compiled: whether the layers are, where there is no cache.
     """
-    batch, steps, _ = x.shape
-    cos, sin = rope
-    layer: Any  # transformers' decoder layer; a ModuleList does not know what it holds
-
-    def through(layer: Any, index: int, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        attention = layer.self_attn
-        normed = rms_norm(layer.input_layernorm, x)
-        query, key, value = (
-            projection(normed).view(batch, steps, -1, attention.head_dim)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        if hasattr(attention, "q_norm"):
-            query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
-        query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if cache is not None:
-            end = cache.length + steps
-            cache.keys[index, :, :, cache.length : end] = key
-            cache.values[index, :, :, cache.length : end] = value
-            key, value = cache.keys[index, :, :, :end], cache.values[index, :, :, :end]
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=visible,
-            is_causal=visible is None and steps > 1,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        x = x + attention.o_proj(attended.transpose(1, 2).reshape(batch, steps, -1))
-        return x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
-
+    through, causal = compiled_layer() if compiled else decoder_layer, visible is None and x.shape[1] > 1
     for index, layer in enumerate(model.layers):
+        given = x, *rope, visible, causal, None if cache is None else partial(cache.keep, index)
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(as_forward, layer, through, index, x, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(as_forward, layer, through, *given, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = as_forward(layer, through, index, x)
+            x = as_forward(layer, through, *given)
         if index < len(deep):
             x = x + deep[index]
     if cache is not None:
-        cache.length += steps
+        cache.length += x.shape[1]
     return rms_norm(model.norm, x)

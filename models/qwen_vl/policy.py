@@ -91,7 +91,7 @@ class QwenVLPolicy:
         self.stop_tokens = stop_tokens(model, processor)
         marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         self.never: tuple[int, ...] = tuple(getattr(model.config, mark) for mark in marks)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = self.compiled = False
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
@@ -227,6 +227,7 @@ class QwenVLPolicy:
             llama.causal_mask(read.pads, embedded.shape[1]),
             recompute=self.gradient_checkpointing,
             deep=[F.pad(features, (0, 0, 0, fed)) for features in read.deep],
+            compiled=self.compiled,
         )
         return states[:, read.embedded.shape[1] - 1 :].unflatten(0, (branches, -1))
 

@@ -40,13 +40,8 @@ RewardSpecification = Annotated[
 # and speed depend on.
 FREE = (
     *("out", "steps", "device", "deterministic", "on_reward_failure", "reward_server", "parallel"),
-    *(
-        "rollout.micro_batch",
-        "rollout.group_batch",
-        "update.micro_batch",
-        "update.gradient_checkpointing",
-        "evaluation.batch",
-    ),
+    *("rollout.micro_batch", "rollout.group_batch", "evaluation.batch"),
+    *("update.micro_batch", "update.gradient_checkpointing", "update.compile"),
 )
 
 
@@ -99,6 +94,8 @@ class UpdateConfig:
         unconditional_gradient: in mode cfg, whether the unconditional branch of the mixture receives gradient.
         gradient_checkpointing: keep only each layer's input for the backward pass and compute the rest again: less
             memory, a third more time.
+        compile: compile the transformer's layers for the update: on a GPU, seconds once and then a faster step. Not
+            for STAR.
     """
 
     learning_rate: float = 5e-6
@@ -115,6 +112,7 @@ class UpdateConfig:
     log_prob: LogProb = "cond"
     unconditional_gradient: bool = True
     gradient_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check("update.learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from models.policy import Policy
+from models.policy import CompilesLayers, Policy
 from rewards.reward import Reward
 from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.config import TrainConfig
@@ -62,8 +62,12 @@ class Trainer:
         check_settings(config, method)
         check_layout(method, policy.layout)
         self.config, self.policy, self.method, self.ranks = config, policy, method, ranks
-        policy.gradient_checkpointing = config.update.gradient_checkpointing
         update, rollout = config.update, config.rollout
+        policy.gradient_checkpointing = update.gradient_checkpointing
+        if isinstance(policy, CompilesLayers):
+            policy.compiled = update.compile
+        elif update.compile:
+            raise UserError(f"update.compile: the layers of {config.model} cannot be compiled: leave it out")
         self.distribution = TokenDistribution(update.log_prob, rollout.sampling, update.unconditional_gradient)
         names = {"entropy", *method.credit.statistics, self.distribution.sampler_statistic}
         if method.entropy_reward is not None:

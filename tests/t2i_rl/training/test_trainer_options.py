@@ -26,6 +26,7 @@ from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import entropy, kl_divergence
 from tests.conftest import random_janus
+from tests.models.small_star import random_star
 from tests.t2i_rl.small_runs import OfTokens, TokenPictures
 
 PROMPTS = [Prompt("a photo of a ring"), Prompt("a photo of two crosses and a red square")]
@@ -131,6 +132,12 @@ def test_the_modes_agree_where_guidance_is_one():
         learner.step(1)
         ends.append(weights(learner.policy))
     torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
+def test_layers_that_cannot_be_compiled_are_refused():
+    config = replace(settings(compile=True), model="star-256")
+    with pytest.raises(UserError, match="the layers of star-256 cannot be compiled"):
+        TokenPictures(config, random_star(), METHODS["grpo"], HighCodes(), PROMPTS)
 
 
 # Exact KL and entropy
