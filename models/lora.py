@@ -9,7 +9,7 @@ An adapter's folder has `adapter_config.json`, which names the base, and `adapte
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -55,11 +55,12 @@ class LoraPolicy:
     @property
     def compiled(self) -> bool:
         """Of both trees; a family that cannot has no such attribute."""
-        return self.adapted.compiled
+        return cast(Any, self.adapted).compiled
 
     @compiled.setter
     def compiled(self, value: bool) -> None:
-        self.adapted.compiled = self.base.compiled = value
+        for policy in (self.adapted, self.base):
+            cast(Any, policy).compiled = value
 
     @property
     def module(self) -> torch.nn.Module:
