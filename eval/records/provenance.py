@@ -11,17 +11,7 @@ from models.registry import find
 from rewards.catalogue import REWARDS
 from rewards.files.pins import pins, sha256
 
-PACKAGES = (
-    "t2i-rl",
-    "torch",
-    "torchvision",
-    "transformers",
-    "open-clip-torch",
-    "numpy",
-    "pillow",
-    "mathruler",
-    "sympy",
-)
+PACKAGES = ("t2i-rl", "torch", "torchvision", "transformers", "open-clip-torch", "numpy", "pillow", "mathruler")
 OPTIONAL = ("spacy", "en-core-web-sm", "math-verify")  # the first two change T2I-CompBench's questions
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 

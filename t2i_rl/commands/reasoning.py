@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
+from models.device import AUTO
 from models.registry import ANSWERING
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import Precision, load_policy
 from t2i_rl.errors import UserError
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training.run_folder import ModelName
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark, Scorer
@@ -31,7 +33,8 @@ class EvalReasoning:
     Run again, it continues where it was.
 
     Attributes:
-        model: a registered name, a checkpoint folder or a hub id, of a model that answers in text.
+        model: a registered name, a checkpoint folder, a run's (its best checkpoint; RUN@last, RUN@90) or a hub id, of a
+            model that answers in text.
         prompts: the questions: a set of t2i-rl data make, or a file like those; if not given, the benchmark's.
         samples: answers to each question.
         protocol: own: the pixels of training, all tokens may be drawn; papo: as PAPO-Eval measures, with smaller
@@ -44,7 +47,7 @@ class EvalReasoning:
         max_tokens: of an answer; longer ones are cut off; if not given, the protocol's, 2048.
         seed: of the noise.
         dtype: of the weights; logits are float32.
-        device: where the model runs, such as cpu or cuda.
+        device: where the model runs: auto is cuda where there is one, else cpu.
         out: folder of `manifest.jsonl` with the answers, `scores`, `questions.jsonl` and `summary.json`.
         resume: only continue: an error where nothing was begun in --out.
         batch: answers drawn together, whole questions.
@@ -53,7 +56,7 @@ class EvalReasoning:
 
     name: ClassVar[str]  # of the benchmark, and of its questions (`t2i-rl data make NAME`)
 
-    model: str
+    model: ModelName
     prompts: str = ""
     samples: int = 8
     protocol: Literal["own", "papo"] = "own"
@@ -65,7 +68,7 @@ class EvalReasoning:
     max_tokens: Number = None
     seed: int = 0
     dtype: Precision = "float32"
-    device: str = "cpu"
+    device: str = AUTO
     out: Path
     resume: bool = False
     batch: int = 64

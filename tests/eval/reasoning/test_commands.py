@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eval.reasoning.benchmark import OURS
 from models.qwen_vl.policy import QwenVLPolicy
+from models.registry import TINY
 from t2i_rl.cli import main
 from tests.models.small_qwen_vl import picture, random_qwen
 
@@ -149,11 +150,12 @@ def test_what_cannot_be_asked_is_refused(
     ("more", "said"),
     [
         (["--model", "tiny"], "tiny draws pictures, and here questions are answered"),
+        (["--model", str(TINY)], "models/tiny draws pictures, and here questions are answered"),
         (["--samples", "0"], "samples is 0: it has to be at least 1"),
         (["--top-p", "0"], "top-p is 0"),
         (["--resume"], "no evaluation was begun in"),
     ],
-    ids=["draws", "samples", "top-p", "resume"],
+    ids=["draws", "a-folder-that-draws", "samples", "top-p", "resume"],
 )
 def test_what_cannot_be_meant_is_refused(
     more: list[str], said: str, model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """Processes that grade: what hangs or dies costs its own answer alone."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def test_a_stopped_worker_is_given_up(shared: Workers) -> None:
     shared.grade([("1", "1")])
     os.kill(pid(shared), signal.SIGSTOP)
     assert shared.grade([("1", "1")]) == [Verdict(False, "took more than 0.2 s of the processor")]
+
+
+def test_a_worker_may_not_take_all_memory_or_write() -> None:
+    workers = Workers("mathruler", memory=2**29, most=1)
+    workers.grade([("1", "1")])
+    limits = [resource.prlimit(pid(workers), kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)]
+    workers.close()
+    assert limits == [(2**29, 2**29), (0, 0)]
 
 
 def test_several_threads_ask_at_once(shared: Workers) -> None:
