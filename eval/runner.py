@@ -43,8 +43,11 @@ def run(
     folder: Path,
     shard: Shard | None = None,
     batch: int = 64,
+    made_of: Mapping[str, str] | None = None,
 ) -> dict[str, Any] | None:
     """Get the images, judge them and write the summary, which is returned.
+
+    made_of: what tells the scorers' weights from others, as far as that is known once they have been asked to `check`.
 
     None while other processes are still at work, and without scorers, which only gets the images. Raises UserError
     for a folder of another evaluation or an image that is missing, RewardError for what cannot be judged.
@@ -54,6 +57,7 @@ def run(
     cuts = [*source.cut(benchmark), *chain(*(scorer.check(benchmark.prompts) or () for scorer in scorers.values()))]
     for cut in cuts if shard.rank == 0 else ():
         print(sentence(cut, len(benchmark.prompts), "prompts"), flush=True)
+    weights = digest(sorted((made_of or {}).values()))[:12]
     settings = {
         "benchmark": benchmark.name,
         "prompts": len(benchmark.prompts),
@@ -72,7 +76,7 @@ def run(
         source.provide(benchmark, folder, blocks, digest(settings)[:12], stages, manifest)
         images = _checked(manifest, digest(settings)[:12])
         for name, scorer in scorers.items():
-            judge(benchmark, name, scorer, folder, blocks, images, ledgers[name], stages)
+            judge(benchmark, name, scorer, folder, blocks, images, ledgers[name], stages, weights)
     return finish(benchmark, folder, manifest, ledgers, scorers, settings, batch)
 
 
@@ -85,15 +89,17 @@ def judge(
     images: Mapping[Key, Row],
     ledger: Ledger,
     stages: Stages,
+    weights: str,
 ) -> None:
     """Enter the judgement of every image that the ledger lacks. Raises UserError for another scorer's lines."""
     held = ledger.rows()
     settings = digest(dict(benchmark.settings))[:12]
     for key in chain(*blocks):
-        if key in held and (held[key]["scorer"], held[key]["rules"]) != (scorer.name, settings):
+        reason = _another(held[key], scorer.name, settings, weights) if key in held else None
+        if reason is not None:
             raise UserError(
-                f"{ledger.path} holds scores by {held[key]['scorer']}, now it is {scorer.name}"
-                f"{' by other rules' * (held[key]['scorer'] == scorer.name)}: remove the file, or name another folder"
+                f"{ledger.path} holds scores by {held[key]['scorer']}, now it is {scorer.name}{reason}: remove the "
+                "file, or name another folder"
             )
     left = [block for block in blocks if any(key not in held for key in block)]
     advance = stages(f"judging ({name})", sum(map(len, left)))
@@ -104,7 +110,7 @@ def judge(
         found = dict(zip(present, judged, strict=True))
         rows = []
         for key in block:
-            row: Row = {"index": key[0], "sample": key[1], "scorer": scorer.name, "rules": settings}
+            row: Row = {"index": key[0], "sample": key[1], "scorer": scorer.name, "rules": settings, "weights": weights}
             if key in found:
                 row |= {"values": dict(found[key].values), "reason": found[key].reason}
                 row |= {"details": dict(found[key].details)} if found[key].details else {}
@@ -114,6 +120,15 @@ def judge(
             rows.append(row)
         ledger.append(rows)
         advance(len(block))
+
+
+def _another(row: Row, scorer: str, rules: str, weights: str) -> str | None:
+    """Whether a line is another scorer's: what has to be said beside the two names. Older lines know no weights."""
+    if row["scorer"] != scorer:
+        return ""
+    if row["rules"] != rules:
+        return " by other rules"
+    return " of other weights" if row.get("weights", weights) != weights else None
 
 
 def finish(

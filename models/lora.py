@@ -3,7 +3,8 @@
 The adapted policy is a second tree of modules over the weights of its base, which are frozen. The base itself is the
 reference, so none of the weights exists twice. Adapters are float32, whatever the base runs in, and begin as zero.
 
-An adapter's folder has `adapter_config.json`, which names the base, and `adapter_model.safetensors`, as peft has them.
+An adapter's folder has `adapter_config.json`, which names the base, and `adapter_model.safetensors`, as peft has them;
+and `base.json`, which tells the base from others of its name.
 """
 
 import re
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.errors import ModelError
-from models.files.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of
+from models.files.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, check_base, write_base
 from models.files.config import read_json
 from models.files.tensors import check_floating, check_tensors, read_tensors
 from models.policy import Condition, Policy, ReadsBeginnings, Samples, State
@@ -38,9 +39,9 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class LoraPolicy:
     """A policy with adapters, of which `base` is the policy without them."""
 
-    def __init__(self, base: Policy, adapted: Policy, model: Any) -> None:
-        """model: peft's `PeftModel` around the module of `adapted`."""
-        self.base, self.adapted, self.model = base, adapted, model
+    def __init__(self, base: Policy, adapted: Policy, model: Any, digest: str) -> None:
+        """model: peft's `PeftModel` around the module of `adapted`; digest: of what `base` was read from."""
+        self.base, self.adapted, self.model, self.digest = base, adapted, model, digest
         self.layout, self.default_guidance = base.layout, base.default_guidance
         self.stop_tokens, self.never = base.stop_tokens, base.never
 
@@ -118,6 +119,8 @@ class LoraPolicy:
     def save(self, path: Path) -> None:
         """The adapters alone; the base is named."""
         path.mkdir(parents=True, exist_ok=True)
+        if self.digest:
+            write_base(path, self.digest)
         self.model.peft_config["default"].save_pretrained(path)
         save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, path / ADAPTER_WEIGHTS)
 
@@ -138,10 +141,13 @@ class LoraPolicy:
         return _peft().get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
 
-def adapt(base: Policy, name: str, rank: int, alpha: float, targets: Sequence[str] = (), seed: int = 0) -> LoraPolicy:
+def adapt(
+    base: Policy, name: str, rank: int, alpha: float, targets: Sequence[str] = (), seed: int = 0, digest: str = ""
+) -> LoraPolicy:
     """New adapters on a policy, which is frozen; they change nothing yet.
 
-    name: what the base is called where it is loaded from; adapter folders carry it.
+    name: what the base is called where it is loaded from; digest: of what it was read from, if that is known. Adapter
+        folders carry both.
     alpha: the product of the two factors is scaled by alpha / rank.
     targets: names of the linear layers inside each transformer layer; all of them if not given.
     Raises ModelError for a target that the layers do not have, and where peft is missing.
@@ -164,7 +170,7 @@ def adapt(base: Policy, name: str, rank: int, alpha: float, targets: Sequence[st
         model = peft.get_peft_model(adapted.module, config)
     # Afterwards: peft writes what the module calls itself over it.
     config.base_model_name_or_path = str(Path(name).resolve()) if Path(name).exists() else name
-    return LoraPolicy(base, adapted, model.eval())
+    return LoraPolicy(base, adapted, model.eval(), digest)
 
 
 def linear_names(layers: torch.nn.ModuleList, name: str, targets: Sequence[str] = ()) -> list[str]:
@@ -179,8 +185,9 @@ def linear_names(layers: torch.nn.ModuleList, name: str, targets: Sequence[str] 
     return list(targets) or known
 
 
-def attach(base: Policy, folder: Path) -> LoraPolicy:
-    """The adapters of a folder on their base. Raises ModelError."""
+def attach(base: Policy, folder: Path, digest: str) -> LoraPolicy:
+    """The adapters of a folder on their base, which was read from files of this digest. Raises ModelError."""
+    check_base(folder, digest)
     path = folder / ADAPTER_CONFIG
     config = read_json(path)
     for key, without in VARIANTS.items():
@@ -202,7 +209,7 @@ def attach(base: Policy, folder: Path) -> LoraPolicy:
         raise ModelError(
             f"{path} has r {rank}, but {other[0]} is {tuple(stored[other[0]].shape)}: copy the adapter again"
         )
-    policy = adapt(base, base_of(folder), rank, alpha, [target.rpartition(".")[2] for target in targets])
+    policy = adapt(base, base_of(folder), rank, alpha, [one.rpartition(".")[2] for one in targets], digest=digest)
     policy.fill(folder / ADAPTER_WEIGHTS)
     return policy
 

@@ -14,6 +14,7 @@ from models.device import device_of
 from models.errors import ModelError
 from models.files.adapter import ADAPTER_CONFIG, base_of, is_adapter
 from models.files.config import read_json
+from models.files.reading import digest, reading
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +222,8 @@ def _load_adapter(folder: Path, dtype: "torch.dtype | None", device: str, draws:
             "is a whole model, so name that, or merge first"
         )
     try:
-        base = load(name, dtype, device, draws)
+        with reading() as files:
+            base = load(name, dtype, device, draws)
     except ModelError as error:
         raise ModelError(f"the adapter {folder} needs its base {name}: {error}") from error
-    return lora.attach(base, folder)
+    return lora.attach(base, folder, digest(files))

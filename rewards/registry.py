@@ -57,6 +57,11 @@ def parse(specification: str) -> list[Term]:
     return terms
 
 
+def anywhere(specification: str) -> str:
+    """The specification without its addresses: where a reward is served does not change it."""
+    return " ".join(word.partition("@")[0] for word in specification.split())
+
+
 def _term(word: str) -> Term:
     """`NAME[:WEIGHT][@ADDRESS,...]`"""
     if word.startswith(("http://", "https://")):

@@ -52,7 +52,7 @@ def serve(service: Service) -> None:
     with listen(service.host, service.port) as listener:
         with noted() as weights:
             reward = build(service.reward, service.device)
-        reward.check([], [])  # a judge learns its model, which is part of its name
+            reward.check([], [])  # a judge learns its model
         import uvicorn
 
         from rewards.http.app import create_app

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.records.manifest import digest
+from models.files.adapter import base_of, is_adapter
 from models.registry import find
 from rewards.catalogue import REWARDS
 from rewards.files.pins import pins, sha256
@@ -47,8 +48,10 @@ def weights_of(source: str | Path) -> dict[str, str]:
 
 
 def model_weights(model: str) -> dict[str, str]:
-    """`weights_of` a registered name, a checkpoint folder or a hub repository."""
-    return weights_of(find(model).source)
+    """`weights_of` a registered name, a checkpoint folder or a hub repository; of adapters, their base's too."""
+    source = find(model).source
+    below = model_weights(base_of(Path(source))) if is_adapter(source) else {}
+    return weights_of(source) | {f"base/{name}": checksum for name, checksum in below.items()}
 
 
 def labelled(source: str | Path) -> str:

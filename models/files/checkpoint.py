@@ -20,6 +20,7 @@ from torch import Tensor
 from models.errors import ModelError
 from models.files.config import read_json
 from models.files.hub import fetch
+from models.files.reading import note
 from models.files.tensors import read_tensors
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order in which they are looked for
@@ -108,6 +109,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
     if path.suffix != ".safetensors":
         tensors = in_memory(read_tensors(path))
         return {name: replace(tensor, where=f"{path}: {name}") for name, tensor in tensors.items()}
+    note(path)
     try:
         # Opening reads the header and compares it with the file's length.
         file = safe_open(path, framework="pt")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import ModelError
+from models.files.reading import note
 
 QUANTIZED = "quantization_config"
 
@@ -14,6 +15,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file. Raises ModelError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        note(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist: point to a whole checkpoint folder, or copy it again") from error
     except OSError as error:

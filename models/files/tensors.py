@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import ModelError
+from models.files.reading import note
 
 
 def read_plain(path: Path) -> Any:
@@ -20,6 +21,7 @@ def read_plain(path: Path) -> Any:
 
     Raises ModelError for a file that is torn or holds more than plain data.
     """
+    note(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

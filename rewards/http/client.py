@@ -92,7 +92,7 @@ class RemoteReward:
         with start_blocking_portal() as portal:
             self.scorer, cuts = portal.call(self._check, prompts, metadata)
         self.name = self.scorer.model
-        note(self.reward, self.scorer.weights)
+        note(self.reward, self.scorer.weights or self.scorer.model)
         return cuts
 
     def score(

@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards.errors import RewardError
-from rewards.files.noted import note_file
 from rewards.judges.endpoint import Choice, Token, UnansweredError, quoted
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -82,7 +81,6 @@ def read_form(path: Path) -> Form:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"])) or "the file"
         raise RewardError(f"{path}: {where}: {problem['msg']}: see Form in rewards/judges/forms.py") from error
-    note_file(path)
     if bool(form.words) == bool(form.marker):
         raise RewardError(f"{path} needs either words or a marker, by which the answer is read: give one of them")
     if not all(LOWEST <= grade <= HIGHEST for grade in form.words.values()):

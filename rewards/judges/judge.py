@@ -6,6 +6,7 @@ number in its answer, or, finer, from the probabilities of its first word: the e
 An answer without a grade is no score: the image is among the `failures`, never graded 0.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from rewards.files.noted import note
 from rewards.http.patience import PATIENT, Patience
 from rewards.judges.endpoint import Chat, Endpoint, Question, picture
 from rewards.judges.forms import Form, Verdict, verdict
@@ -35,6 +37,8 @@ class Judge:
     def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
         """Refuse an endpoint that does not answer or lacks the model; every text can be asked about."""
         self.chat.check()
+        asked = f"{self.chat.model} {self.form.model_dump_json()}"
+        note(self.judge, hashlib.sha256(asked.encode()).hexdigest())  # wherever the endpoint is
 
     def score(
         self,

@@ -8,6 +8,7 @@ The images of a prompt in one call are its group, so a single image cannot be sc
 a server sees only parts of a group. The judge itself is a server already.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from rewards.files.noted import note
 from rewards.http.patience import PATIENT, Patience
 from rewards.judges.endpoint import Chat, Choice, Endpoint, Question, UnansweredError, picture, quoted
 from rewards.reward import Scores
@@ -46,6 +48,7 @@ class PairwiseJudge:
     def check(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
         """Refuse an endpoint that does not answer or lacks the model; every text can be asked about."""
         self.chat.check()
+        note("pairwise", hashlib.sha256(str(self.chat.model).encode()).hexdigest())  # wherever the endpoint is
 
     def score(
         self,

@@ -76,11 +76,13 @@ def run(wanted: Evaluating | EvalReasoning, benchmark: Benchmark, load: Callable
     from eval import runner
     from eval.records.manifest import Shard
     from eval.tables.report import show
+    from rewards.files.noted import noted
 
     shard = Shard.from_environment()
-    scorers = {} if wanted.generate_only else wanted.scorers()
-    source = wanted.source(*load()) if isinstance(wanted, EvalReasoning) else images_of(wanted, load)
-    summary = runner.run(benchmark, source, scorers, wanted.out, shard, wanted.batch)
+    with noted() as made_of:
+        scorers = {} if wanted.generate_only else wanted.scorers()
+        source = wanted.source(*load()) if isinstance(wanted, EvalReasoning) else images_of(wanted, load)
+        summary = runner.run(benchmark, source, scorers, wanted.out, shard, wanted.batch, made_of)
     if summary is not None:
         show(summary)
         print(f"{wanted.out}: see summary.json and manifest.jsonl")

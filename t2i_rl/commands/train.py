@@ -54,11 +54,13 @@ class Resume:
         resume: the run folder.
         steps: a new number of steps for the whole run, not only for the rest.
         device: where everything runs from now on, such as cpu or cuda.
+        reward: the same reward where it is now: served at another address, or in this process.
     """
 
     resume: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     device: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    reward: RewardSpecification | None = None
 
 
 @dataclass(frozen=True)
@@ -163,4 +165,4 @@ def _start(resolved: Resolution, ranks: Ranks) -> Path:
 def _resume(again: Resume, ranks: Ranks) -> Path:
     from t2i_rl.training.run import resume
 
-    return resume(again.resume, again.steps, again.device, ranks)
+    return resume(again.resume, again.steps, again.device, ranks, again.reward)

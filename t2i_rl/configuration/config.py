@@ -16,7 +16,7 @@ import tyro
 
 from models.device import AUTO
 from rewards.http.patience import Patience
-from rewards.registry import parse
+from rewards.registry import anywhere, parse
 from t2i_rl.rollout.sampling import LogProb, Sampling
 from t2i_rl.settings import check, override, read_settings
 
@@ -43,6 +43,9 @@ FREE = (
     *("rollout.micro_batch", "rollout.group_batch", "evaluation.batch"),
     *("update.micro_batch", "update.gradient_checkpointing", "update.compile"),
 )
+
+
+REWARDS = ("reward", "evaluation.reward")
 
 
 @dataclass(frozen=True)
@@ -319,7 +322,7 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     as_trained = {
         heldout + name.removeprefix(training): value for name, value in settings.items() if name.startswith(training)
     }
-    return as_trained | dict(settings)
+    return as_trained | dict(settings) | {name: anywhere(settings[name]) for name in REWARDS if name in settings}
 
 
 def resolved(config: TrainConfig, own_guidance: float) -> TrainConfig:
@@ -343,5 +346,6 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a continuation has to share."""
-    return {name: value for name, value in flat(config).items() if not {name, name.partition(".")[0]} & {*FREE}}
+    """The settings that a continuation has to share: rewards by name and weight, wherever they are served."""
+    settings = {name: value for name, value in flat(config).items() if not {name, name.partition(".")[0]} & {*FREE}}
+    return settings | {name: anywhere(settings[name]) for name in REWARDS}

@@ -128,6 +128,7 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
     from models.registry import load
     from t2i_rl.pictures.heatmaps import token_maps
     from t2i_rl.training.checkpoints import check_source
+    from t2i_rl.training.origins import origin_of
     from t2i_rl.training.run_folder import latest
 
     newest = latest(run / CHECKPOINTS)
@@ -136,7 +137,7 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
     for model in (str(newest), config.model):
         check_source(model)
     dtype, source = getattr(torch, config.dtype), f"{run.name}, {newest.name}, against {config.model}"
-    policy, reference = load(str(newest), dtype, device), load(config.model, dtype, device)
+    policy, reference = load(str(newest), dtype, device), origin_of(run, config, device)
     sampling, method = config.rollout.sampling, run_method(config)
     return page(token_maps(policy, prompt, 4, sampling, config.seed, reference, method, source))
 

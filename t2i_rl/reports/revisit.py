@@ -21,6 +21,7 @@ from t2i_rl.pictures.heatmaps import CONTRAST, CRITICAL, TokenMaps, maps_of
 from t2i_rl.rollout.measure import measure
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
+from t2i_rl.training.origins import origin_of
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run_folder import CHECKPOINTS, at_step, complete
 from t2i_rl.training.trainer import Trainer
@@ -63,11 +64,11 @@ def trainer_before(run: Path, step: int, device: str) -> tuple[Trainer, Path | N
     method, dtype = run_method(config), getattr(torch, config.dtype)
     reward, prompts = build(config.reward, device, config.reward_server), prompts_of(config, "prompts")
     if checkpoint is None:
-        return Trainer(config, load(config.model, dtype, device), method, reward, prompts), None
+        return Trainer(config, origin_of(run, config, device), method, reward, prompts), None
     history = checkpoints.read(checkpoint, resuming=False).history
     # A policy with adapters is its own reference, for it has them still to switch off.
     apart = method.needs_reference and not config.lora.rank
-    reference = load(config.model, dtype, device).reference() if apart else None
+    reference = origin_of(run, config, device).reference() if apart else None
     trainer = Trainer(config, load(str(checkpoint), dtype, device), method, reward, prompts, reference)
     trainer.history = {prompt: Running(**seen) for prompt, seen in history.items()}
     return trainer, checkpoint

@@ -1,6 +1,7 @@
 """A training run as a folder: started, logged, evaluated, checkpointed and resumed.
 
 RUN/config.json        the resolved configuration
+RUN/origins.json       what tells its model and what its rewards are made of from others (`t2i_rl.training.origins`)
 RUN/prompts.json       what tells its prompts from others (`t2i_rl.training.prompt_record`)
 RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
 RUN/tensorboard/       the same numbers as events
@@ -25,12 +26,13 @@ from pathlib import Path
 import torch
 
 from models.device import device_of, in_words
-from models.errors import ModelError
 from models.files.adapter import is_adapter
+from models.files.reading import digest, reading
 from models.policy import Policy
 from models.registry import load
 from models.trainable import choose_trainable
 from rewards.cut import sentence
+from rewards.files.noted import noted
 from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.configuration.checks import check_records, check_settings, check_shares
@@ -53,6 +55,8 @@ from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.lock import owned
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, Numbers, read_metrics
+from t2i_rl.training.origins import RECORD as ORIGINS
+from t2i_rl.training.origins import Origins, origin_of
 from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
 from t2i_rl.training.run_folder import BEST, CHECKPOINTS, is_run, latest
 from t2i_rl.training.stopping import Stopping
@@ -78,7 +82,7 @@ def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
         )
     config = rooted(config)
     with determinism(config.deterministic):
-        trainer, heldout, judge = _prepare(config, config.model, ranks, said)
+        trainer, heldout, judge, origins = _prepare(config, config.model, ranks, said)
         for line in _preamble(trainer, heldout):
             print(line, flush=True)
         if not ranks.first:
@@ -87,6 +91,7 @@ def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
             write_atomically(aside / RECORD, as_record(trainer.collector.prompts, heldout))
+            write_atomically(aside / ORIGINS, origins.as_record())
         with owned(config.out):
             try:
                 return _train(trainer, heldout, judge, done=0)
@@ -96,29 +101,37 @@ def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
                 raise
 
 
-def resume(run: Path, steps: int | None = None, device: str | None = None, ranks: Ranks = ALONE) -> Path:
+def resume(
+    run: Path,
+    steps: int | None = None,
+    device: str | None = None,
+    ranks: Ranks = ALONE,
+    reward: str | None = None,
+) -> Path:
     """Continue from the newest checkpoint; a run that was stopped before its first one begins anew.
 
-    Of the settings only those of `config.FREE` may differ from the run's own. Raises UserError while another process
-    trains in the folder.
+    Of the settings only those of `config.FREE` may differ from the run's own, and where its reward is served. Raises
+    UserError while another process trains in the folder.
     """
     if not is_run(run):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
     with owned(run) if ranks.first else nullcontext():
         ranks.meet()
-        return _go_on(run, steps, device, ranks)
+        config = read_config(run / CONFIG)
+        steps = config.steps if steps is None else steps
+        config = replace(config, out=run, steps=steps, device=device or config.device, reward=reward or config.reward)
+        return _go_on(config, ranks)
 
 
-def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Path:
-    config = read_config(run / CONFIG)
-    config = replace(config, out=run, steps=config.steps if steps is None else steps, device=device or config.device)
+def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
+    run = config.out
     newest = latest(run / CHECKPOINTS)
     ranks.meet()  # all have looked, before the first one writes
     if newest is None:
         if (run / BEST).exists():
             raise UserError(f"the checkpoints of {run} are gone: put one back, or start a new run with another --out")
         with determinism(config.deterministic):
-            trainer, heldout, judge = _prepare(config, config.model, ranks)
+            trainer, heldout, judge, _ = _prepare(config, config.model, ranks)
             _write_config(trainer)
             return _train(trainer, heldout, judge, done=0)
     found = checkpoints.read(newest, ranks=ranks)
@@ -142,7 +155,7 @@ def _go_on(run: Path, steps: int | None, device: str | None, ranks: Ranks) -> Pa
     if found.step >= config.steps:
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     with determinism(config.deterministic):
-        trainer, heldout, judge = _prepare(config, str(newest), ranks)
+        trainer, heldout, judge, _ = _prepare(config, str(newest), ranks)
         optimizer_files.load(newest, trainer.weights, trainer.optimizer)
         trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
         _write_config(trainer)
@@ -154,7 +167,9 @@ def _write_config(trainer: Trainer) -> None:
         write_atomically(trainer.config.out / CONFIG, to_json(trainer.config))
 
 
-def _prepare(config: TrainConfig, source: str, ranks: Ranks, said: str = "") -> tuple[Trainer, list[Prompt], Reward]:
+def _prepare(
+    config: TrainConfig, source: str, ranks: Ranks, said: str = ""
+) -> tuple[Trainer, list[Prompt], Reward, Origins]:
     """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'.
 
     What takes long comes last, after a word on what is about to be.
@@ -172,26 +187,25 @@ def _prepare(config: TrainConfig, source: str, ranks: Ranks, said: str = "") -> 
         raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
     for line in filter(None, (said, *_intended(config))):
         print(line, flush=True)
-    reward = build(config.reward, device, config.reward_server)
-    judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server)
-    sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
-    found = [scorer.check([one.text for one in asked], [one.metadata for one in asked]) for _, asked, scorer in sets]
+    with noted() as made_of:
+        reward = build(config.reward, device, config.reward_server)
+        judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server)
+        sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
+        found = [one.check([each.text for each in asked], [each.metadata for each in asked]) for _, asked, one in sets]
     dtype, reference = getattr(torch, config.dtype), None
     checkpoints.check_source(config.model)
-    policy = _policy(config, source, dtype, device)
+    policy, model = _policy(config, source, dtype, device)
     check_prompts(policy, [*prompts, *heldout, *_other_words(config)])
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
             print(sentence(cut, len(asked), which), flush=True)
     # A policy with adapters is its own reference, for it has them still to switch off.
     if method.needs_reference and source != config.model and not config.lora.rank:
-        try:
-            reference = load(config.model, dtype, device).reference()
-        except ModelError as error:
-            run = config.out
-            raise UserError(f"the reference of {run} is the model that it began with: put it back ({error})") from error
+        reference = origin_of(config.out, config, device).reference()
+    origins = Origins(model, made_of)
+    origins.check(config.out, config.model)
     config = resolved(config, policy.default_guidance)
-    return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judge
+    return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judge, origins
 
 
 def heldout_of(config: TrainConfig) -> list[Prompt]:
@@ -236,16 +250,22 @@ def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
     return lines
 
 
-def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -> Policy:
-    """The model with what the run trains of it: its own choice, parameters by name, or adapters."""
-    policy = load(source, dtype, device, draws=True)
+def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -> tuple[Policy, str]:
+    """The model with what the run trains of it: its own choice, parameters by name, or adapters.
+
+    And what tells the model that the run began with from others, where it is that which was read.
+    """
+    with reading() as files:
+        policy = load(source, dtype, device, draws=True)
+    began = digest(files) if source == config.model else ""
     if config.trainable:
         choose_trainable(policy, config.trainable)
     if config.lora.rank and source == config.model:
         from models.lora import adapt
 
-        policy = adapt(policy, source, config.lora.rank, config.lora.alpha, config.lora.targets, config.seed)
-    return policy
+        lora = config.lora
+        policy = adapt(policy, source, lora.rank, lora.alpha, lora.targets, config.seed, began)
+    return policy, began
 
 
 def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:

@@ -234,3 +234,17 @@ def test_prompts_that_are_cut_are_counted_at_the_start(
         "1 of 3 prompts is longer than the 4 tokens that short reads: what is beyond counts for nothing",
     ]
     assert sum("longer than" in line for line in said) == 2  # by one process
+
+
+def test_scores_by_other_weights_of_the_same_name_are_not_mixed(policy: JanusPolicy, tmp_path: Path):
+    def judged(**made_of: str) -> None:
+        run(BENCHMARK, Generation(policy, Sampling(3.0), 0, "random"), scorers(), tmp_path, made_of=made_of)
+
+    judged(geneval="one")
+    judged(geneval="one")
+    with pytest.raises(UserError, match=r"holds scores by by pixel, now it is by pixel of other weights: remove"):
+        judged(geneval="another")
+    for ledger in (tmp_path / "scores").iterdir():
+        rows = [{key: value for key, value in row.items() if key != "weights"} for row in lines(ledger)]
+        ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))  # as older ones are
+    judged(geneval="another")

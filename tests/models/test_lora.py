@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eval.records.provenance import model_weights
 from models.errors import ModelError
 from models.export import merge
+from models.files.reading import digest, reading
 from models.lora import LoraPolicy, adapt
 from models.policy import Policy
 from models.registry import load
@@ -43,6 +46,24 @@ def shaken(base: Path) -> LoraPolicy:
         for parameter in policy.trainable_parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return policy
+
+
+def test_other_weights_behind_the_name_of_the_base_are_refused(tmp_path: Path):
+    base, folder = save_family("janus", tmp_path / "base"), tmp_path / "adapter"
+    with reading() as files:
+        plain = load(str(base))
+    adapt(plain, str(base), rank=2, alpha=4.0, digest=digest(files)).save(folder)
+    again = load(str(folder))
+    assert isinstance(again, LoraPolicy) and again.digest == digest(files)
+    kept = model_weights(str(folder))
+    path = base / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, **{name: tensors[name] + 1 for name in list(tensors)[:1]}}, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"was trained on other weights than its base .* holds now \(SHA-256"):
+        load(str(folder))
+    (folder / "base.json").unlink()  # as older ones are
+    load(str(folder))
+    assert model_weights(str(folder)) != kept
 
 
 def test_new_adapters_change_nothing_and_share_every_weight(base: Path):

@@ -55,6 +55,7 @@ def test_a_checkpoint_is_the_adapters_and_the_name_of_their_base(run: Path, mode
     names = {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base.json",
         "optimizer-00001-of-00001.safetensors",
         "complete.json",
     }
