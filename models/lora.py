@@ -42,7 +42,7 @@ class LoraPolicy:
         """model: peft's `PeftModel` around the module of `adapted`."""
         self.base, self.adapted, self.model = base, adapted, model
         self.layout, self.default_guidance = base.layout, base.default_guidance
-        self.stop_tokens, self.never = base.stop_tokens, base.never
+        self.vocabulary, self.stop_tokens, self.never = base.vocabulary, base.stop_tokens, base.never
 
     @property
     def gradient_checkpointing(self) -> bool:
