@@ -104,6 +104,7 @@ class Generation:
                 if key not in left:
                     continue
                 path = folder / layout.paths[key]
+                assert not isinstance(image.image, str)  # of a model that draws
                 save_image(path, image.image)
                 if layout.name == PLAIN:
                     save_metadata(folder, image.prompt, benchmark.prompts[image.prompt])

@@ -43,7 +43,7 @@ class LoraPolicy:
         """model: peft's `PeftModel` around the module of `adapted`; digest: of what `base` was read from."""
         self.base, self.adapted, self.model, self.digest = base, adapted, model, digest
         self.layout, self.default_guidance = base.layout, base.default_guidance
-        self.stop_tokens, self.never = base.stop_tokens, base.never
+        self.vocabulary, self.stop_tokens, self.never = base.vocabulary, base.stop_tokens, base.never
 
     @property
     def gradient_checkpointing(self) -> bool:

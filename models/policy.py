@@ -92,6 +92,7 @@ class Policy(Protocol):
 
     layout: TokenLayout
     stop_tokens: tuple[int, ...]  # that end a row and belong to it; none where every row has all N tokens
+    vocabulary: int  # V, how many tokens there are to choose from
     never: tuple[int, ...]  # tokens that are not drawn, whatever their probability
     default_guidance: float  # the scale that the checkpoint asks to be sampled with
     gradient_checkpointing: bool  # whether `hidden` keeps only each layer's input for the backward pass
@@ -181,6 +182,15 @@ class CompilesLayers(Protocol):
     """What a policy offers besides whose layers can be compiled for `hidden`."""
 
     compiled: bool
+
+
+@runtime_checkable
+class ReadsQuestions(Protocol):
+    """What a policy offers besides that refuses a question which is too long for it."""
+
+    def question_tokens(self, asked: Question) -> int:
+        """The tokens of a question with its pictures, which need not be read. Raises ModelError as `encode` does."""
+        ...
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from models.policy import Policy
 
-TINY = Path(__file__).parent / "tiny"
+TINY, TINY_VLM = (Path(__file__).parent / name for name in ("tiny", "tiny_vlm"))
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
 
 FAMILIES = {  # module and class
@@ -141,6 +141,7 @@ MODELS = {
         ModelEntry("star-256", "star", f"{STAR_FILE}256-ar-ckpt-ep3-iter20000.pth", "MIT", STAR_256, 4.0),
         ModelEntry("star-512", "star", f"{STAR_FILE}512-ar-ckpt-ep1-iter30000.pth", "MIT", STAR_512, 4.0),
         ModelEntry("star-1024", "star", f"{STAR_FILE}1024_drop_3-ar-ckpt-ep1-iter21000.pth", "MIT", STAR_1024, 4.0),
+        ModelEntry("tiny-vlm", "qwen_vl", str(TINY_VLM), "Apache-2.0", None, 1.0),
         ModelEntry("qwen2.5-vl-7b", "qwen_vl", "Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0", None, 1.0),
         ModelEntry("qwen3-vl-8b", "qwen_vl", "Qwen/Qwen3-VL-8B-Instruct", "Apache-2.0", None, 1.0),
     )
@@ -184,6 +185,19 @@ def family_of(source: str) -> str:
         f"{config} {said}, so what {source} holds is unknown: give a checkpoint whose model_type is one of "
         f"{', '.join(MODEL_TYPES)}, with config and weights"
     )
+
+
+def answers_in_text(name_or_path: str) -> bool | None:
+    """Whether a model answers in text, as far as its name or its files here say; None where they do not."""
+    try:
+        entry = find(name_or_path)
+        if entry.family is not None:
+            return entry.family in ANSWERING
+        if is_adapter(entry.source):
+            return answers_in_text(base_of(Path(entry.source)))
+        return family_of(entry.source) in ANSWERING if Path(entry.source).exists() else None
+    except ModelError:  # said again, with more, where the model is loaded
+        return None
 
 
 def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "cpu", draws: bool = False) -> "Policy":

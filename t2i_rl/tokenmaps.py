@@ -3,6 +3,9 @@
 Pure functions of statistics; what they mean for the update is decided in `t2i_rl.methods.credit`. Values are
 float32, tokens are in the layout's order. A next-scale model has several maps: what looks at neighbours stays inside
 each.
+
+Answers differ in length: `valid` says which tokens stand before the end of their row, all if not given. What stands
+behind never counts, and gets 0.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.policy import TokenLayout
@@ -112,17 +115,60 @@ def running_divergence(
     return means if lengths is None else means.repeat_interleave(torch.tensor(lengths, device=means.device), -1)
 
 
-def ranks(values: Float[Tensor, "... N"], ties: Literal["average", "stable"] = "average") -> Float[Tensor, "... N"]:
-    """Ranks 1..N, the smallest value first; equal values share their mean rank, or go by position (stable)."""
+def row_mean(values: Float[Tensor, "... N"], valid: Bool[Tensor, "... N"]) -> Float[Tensor, "... 1"]:
+    """The mean of each row; 0 of an empty one."""
+    return values.masked_fill(~valid, 0).sum(-1, keepdim=True) / row_length(valid)
+
+
+def row_length(valid: Bool[Tensor, "... N"]) -> Int[Tensor, "... 1"]:
+    """How many tokens a row has, at least 1: to divide by."""
+    return valid.sum(-1, keepdim=True).clamp(min=1)
+
+
+def every(values: Tensor, valid: Bool[Tensor, "... N"] | None) -> Bool[Tensor, "... N"]:
+    """The valid tokens, if they are not all."""
+    return torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+
+
+def ranks(
+    values: Float[Tensor, "... N"],
+    ties: Literal["average", "stable"] = "average",
+    valid: Bool[Tensor, "... N"] | None = None,
+) -> Float[Tensor, "... N"]:
+    """Ranks 1..n among the n tokens of a row, the smallest value first.
+
+    Equal values share their mean rank, or go by position (stable).
+    """
+    valid = every(values, valid)
+    values = values.masked_fill(~valid, torch.inf)
     if ties == "stable":
-        return values.argsort(dim=-1, stable=True).argsort(dim=-1).to(values.dtype) + 1
-    ordered, values = values.sort(dim=-1).values, values.contiguous()
-    below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
-    return (below + up_to + 1).to(values.dtype) / 2
+        found = values.argsort(dim=-1, stable=True).argsort(dim=-1).to(values.dtype) + 1
+    else:
+        ordered = values.sort(dim=-1).values
+        below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+        found = (below + up_to + 1).to(values.dtype) / 2
+    return found.masked_fill(~valid, 0)
 
 
 def percentile_ranks(
-    values: Float[Tensor, "... N"], ties: Literal["average", "stable"] = "average"
+    values: Float[Tensor, "... N"],
+    ties: Literal["average", "stable"] = "average",
+    valid: Bool[Tensor, "... N"] | None = None,
 ) -> Float[Tensor, "... N"]:
-    """`(rank - 1) / (N - 1)`: the smallest value becomes 0, the median 0.5, the largest 1 (arXiv:2605.29198, eq. 5)."""
-    return (ranks(values, ties) - 1) / max(values.shape[-1] - 1, 1)
+    """`(rank - 1) / (n - 1)`: the smallest value becomes 0, the median 0.5, the largest 1 (arXiv:2605.29198, eq. 5).
+
+    A row of one token gets 0.
+    """
+    valid = every(values, valid)
+    found = (ranks(values, ties, valid) - 1) / (valid.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return found.masked_fill(~valid, 0)
+
+
+def top_share(
+    values: Float[Tensor, "... N"], share: float, valid: Bool[Tensor, "... N"] | None = None
+) -> Bool[Tensor, "... N"]:
+    """The `ceil(share * n)` largest of the n values of each row; the earliest of equal ones."""
+    valid = every(values, valid)
+    sizes = (share * valid.sum(-1, keepdim=True).double()).ceil()
+    order = values.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return (order.argsort(dim=-1) < sizes) & valid

@@ -73,6 +73,7 @@ class JanusPolicy:
         self.model.model.vqmodel.float()
         side = cast(JanusVQVAEConfig, model.config.vq_config).num_patches
         self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
+        self.vocabulary = self.model.model.generation_head.vision_head.out_features
         self.stop_tokens: tuple[int, ...] = ()
         self.never: tuple[int, ...] = ()
         self.default_guidance = model.generation_config.guidance_scale or DEFAULT_GUIDANCE

@@ -99,6 +99,7 @@ class LlamaGenPolicy:
             raise ModelError(f"config.json has cfg_interval {self.cfg_interval!r}: it has to be a whole number from -1")
         side = vq.config.num_patches
         self.layout = TokenLayout(maps=((side, side),), blocks=(1,) * side**2)
+        self.vocabulary = transformer.lm_head.out_features
         self.stop_tokens: tuple[int, ...] = ()
         self.never: tuple[int, ...] = ()
         self.default_guidance = DEFAULT_GUIDANCE

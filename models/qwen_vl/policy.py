@@ -88,6 +88,7 @@ class QwenVLPolicy:
         longest = model.config.text_config.max_position_embeddings
         self.layout = TokenLayout(maps=((1, longest),), blocks=(1,) * longest)
         self.default_guidance = 1.0
+        self.vocabulary = model.lm_head.out_features
         self.stop_tokens = stop_tokens(model, processor)
         marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         self.never: tuple[int, ...] = tuple(getattr(model.config, mark) for mark in marks)
@@ -149,6 +150,11 @@ class QwenVLPolicy:
                 [mrope_positions(row, image, sizes, merge) for row, sizes in zip(rows[-1], grids, strict=True)]
             )
         width = max(len(row) for branch in rows for row in branch)
+        if width >= self.layout.tokens:
+            raise ModelError(
+                f"a prompt has {width} tokens and the model no more than {self.layout.tokens} places, those of the "
+                "answer among them: shorten it, or show smaller pictures"
+            )
         pad = self.processor.tokenizer.pad_token_id
         tensors = {
             "ids": torch.tensor([[[pad] * (width - len(row)) + row for row in branch] for branch in rows]),
@@ -159,6 +165,12 @@ class QwenVLPolicy:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         tensors["lengths"] = torch.tensor([[len(row) for row in branch] for branch in rows])
         return VisionCondition(tuple(one.key for one in asked), tensors, pictures)
+
+    def question_tokens(self, asked: Question) -> int:
+        """The tokens of a question with its pictures. Raises ModelError for marks that do not fit them."""
+        image = self.processor.image_processor
+        cells = [image.get_number_of_image_patches(*one.shape[:2]) // image.merge_size**2 for one in asked.pictures]
+        return len(prompt_ids(self.processor, self.model.config.image_token_id, asked, cells))
 
     def _pictures(self, asked: Question, known: dict[tuple[tuple[int, ...], bytes], Picture]) -> tuple[Picture, ...]:
         """The question's pictures, resized; `known` are those of the batch, so that none is there twice."""

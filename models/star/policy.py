@@ -149,6 +149,7 @@ class StarPolicy:
         self.ends = torch.tensor(self.layout.blocks).cumsum(0).tolist()  # of each scale, in tokens
         sizes = transformer.sizes
         self.rope = rope_table(config.scales, sizes.width // sizes.heads).to(self.device)
+        self.vocabulary = transformer.head_logits.out_features
         self.stop_tokens: tuple[int, ...] = ()
         self.never: tuple[int, ...] = ()
         self.default_guidance = DEFAULT_GUIDANCE

@@ -5,14 +5,15 @@ from __future__ import annotations  # with TYPE_CHECKING: the command line asks 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from models.registry import answers_in_text
 from rewards.http.patience import Patience
 from rewards.registry import parse
+from t2i_rl.configuration.answer_checks import check_samples
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.method_checks import check_method
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.reading import SHAPES_SPLITS, check_words
 from t2i_rl.prompts.sets import NAMES
-from t2i_rl.rollout.names import CONTRASTS
 
 if TYPE_CHECKING:
     from t2i_rl.methods.method import Method
@@ -44,11 +45,13 @@ def check_settings(config: TrainConfig, method: Method) -> None:
         raise UserError("lora.targets has no effect without adapters: set lora.rank")
     if config.trainable and config.lora.rank:
         raise UserError("trainable has no effect on a run with adapters, for they are all it trains: leave one out")
-    if config.contrast_prompt is not None and not CONTRASTS & {*method.credit.statistics}:
+    if update.mini_batches > config.rollout.prompts_per_step:
         raise UserError(
-            f"contrast-prompt has no effect: method {method.name} does not compare the prompt with another one"
+            f"update.mini-batches is {update.mini_batches}, more than the {config.rollout.prompts_per_step} prompts of "
+            "a step: groups are never split"
         )
-    check_words(config.contrast_prompt or "", "contrast-prompt")
+    if (answers := answers_in_text(config.model)) is not None:
+        check_samples(config, method, answers)
     check_words(config.rollout.sampling.negative_prompt, "negative-prompt")
 
 

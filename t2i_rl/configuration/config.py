@@ -17,6 +17,7 @@ import tyro
 from models.device import AUTO
 from rewards.http.patience import Patience
 from rewards.registry import anywhere, parse
+from t2i_rl.prompts.questions import PictureSize
 from t2i_rl.rollout.sampling import LogProb, Sampling
 from t2i_rl.settings import check, override, read_settings
 
@@ -24,6 +25,7 @@ CONFIG = "config.json"  # what a run used, in its folder
 
 RewardOrder = Literal["sum-then-normalize", "normalize-then-sum"]
 OnRewardFailure = Literal["stop", "drop_group"]
+NULL = "null"  # the contrast of a model that draws with its unconditional branch
 # One text of the form that rewards.registry reads; on the command line its words need no quotes.
 RewardSpecification = Annotated[
     str,
@@ -87,7 +89,9 @@ class UpdateConfig:
         warmup_steps: over which the learning rate grows linearly.
         schedule: of the learning rate after warm-up.
         final_ratio: what a schedule that falls leaves of the learning rate after the last step.
-        updates_per_rollout: optimizer steps on the same rollout; more than one uses clipped ratios.
+        updates_per_rollout: passes over the same rollout; more than one uses clipped ratios.
+        mini_batches: optimizer steps in a pass, each on a part of the rollout's prompts; from the second on the policy
+            is no longer the one that sampled.
         beta: factor of the KL to the reference, whatever the method; nothing: the method's own.
         dynamic_clip: bound, in nats, of the running weight of methods that have one (e in the paper of critical);
             nothing: the method's own.
@@ -109,6 +113,7 @@ class UpdateConfig:
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     final_ratio: float = 0.05
     updates_per_rollout: int = 1
+    mini_batches: int = 1
     beta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     dynamic_clip: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     micro_batch: int = 32
@@ -126,10 +131,29 @@ class UpdateConfig:
         check("update.final-ratio", self.final_ratio, 0 <= self.final_ratio <= 1, "between 0 and 1")
         repeats = self.updates_per_rollout
         check("update.updates-per-rollout", repeats, repeats >= 1, "at least 1")
+        check("update.mini-batches", self.mini_batches, self.mini_batches >= 1, "at least 1")
         check("update.beta", self.beta, self.beta is None or 0 <= self.beta < math.inf, "0 or more")
         clip = self.dynamic_clip
         check("update.dynamic-clip", clip, clip is None or 0 < clip < math.inf, "above 0")
         check("update.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class QuestionConfig:
+    """How a model that answers in text is asked. A model that draws is asked the prompts as they are.
+
+    Attributes:
+        instruction: how to answer, behind every question after a blank line.
+        max_tokens: of an answer, its end among them; longer ones are cut off.
+        pictures: of how many pixels those that are files are shown, at least and at most.
+    """
+
+    instruction: str = ""
+    max_tokens: int = 2048
+    pictures: PictureSize = field(default_factory=PictureSize)
+
+    def __post_init__(self) -> None:
+        check("question.max-tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -249,8 +273,9 @@ class TrainConfig:
         steps: rollouts in the whole run.
         seed: of the noise and of the order of the prompts.
         out: the run folder; it must not exist.
-        contrast_prompt: what methods that measure the prompt's influence compare it with, "" being the unconditional
-            branch; if not given, what guidance leads away from.
+        contrast: what methods that measure the prompt's influence compare it with. Of a model that draws: null, its
+            unconditional branch, or text:WORDS; if not given, what guidance leads away from. Of one that answers in
+            text: a negative prompt (wrong-answer, masked-image, ... or text:WORDS); if not given, wrong-answer.
         dtype: of the weights. AdamW steps on float32 copies of bfloat16 ones, to which its steps would be lost; its
             moments and adapters are float32 always.
         trainable: which parameters the update changes, as a regular expression that their names contain, such as
@@ -270,11 +295,12 @@ class TrainConfig:
     steps: int = 100
     seed: int = 0
     out: Path = Path("runs/train")
-    contrast_prompt: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    contrast: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     trainable: str = ""
     device: str = AUTO
     deterministic: bool = False
+    question: QuestionConfig = field(default_factory=QuestionConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -308,7 +334,7 @@ def to_json(config: TrainConfig) -> str:
 
 def read_config(path: Path) -> TrainConfig:
     """The configuration that a run wrote down; an older one drew its held-out images as those of training."""
-    settings = read_settings(path)
+    settings = _renamed(read_settings(path))
     config: TrainConfig = override(TrainConfig(), settings, str(path))
     if "sampling" in settings.get("evaluation", {}):
         return config
@@ -316,13 +342,21 @@ def read_config(path: Path) -> TrainConfig:
     return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, sampling=sampling))
 
 
+def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the contrast of an older run, whose words had a name of their own."""
+    found = dict(settings)
+    words = found.pop("contrast_prompt", None)
+    return found if words is None else {**found, "contrast": f"text:{words}" if words else NULL}
+
+
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint by dotted name, with what `read_config` adds to those of an older run."""
+    """The settings of a checkpoint by dotted name, with what an older run did not have yet."""
     training, heldout = "rollout.sampling.", "evaluation.sampling."
     as_trained = {
         heldout + name.removeprefix(training): value for name, value in settings.items() if name.startswith(training)
     }
-    return as_trained | dict(settings) | {name: anywhere(settings[name]) for name in REWARDS if name in settings}
+    found = fixed(TrainConfig()) | as_trained | _renamed(settings)
+    return found | {name: anywhere(settings[name]) for name in REWARDS if name in settings}
 
 
 def resolved(config: TrainConfig, own_guidance: float) -> TrainConfig:

@@ -25,7 +25,7 @@ def check_method(config: TrainConfig, method: Method) -> None:
     """Raise UserError for what the method needs and the run has not, or for what it has in vain."""
     _check_group(config, method)
     _check_level(config, method)
-    if config.update.updates_per_rollout == 1:
+    if config.update.updates_per_rollout * config.update.mini_batches == 1:
         _check_one_update(method)
     rounds = config.rollout.resample_rounds
     if rounds != RolloutConfig.resample_rounds and method.filter_zero_std != "resample":
@@ -107,13 +107,13 @@ def _check_one_update(method: Method) -> None:
     if method.source == "current":
         raise UserError(
             f"method {method.name}: source=current has no effect with one update per rollout, whose policy is the one "
-            "that sampled: set update.updates-per-rollout to at least 2"
+            "that sampled: set update.updates-per-rollout to at least 2, or update.mini-batches"
         )
     path = next((path for path in settings_of(method.name) if path.startswith("objective.surrogate")), None)
     if path is not None:
         raise UserError(
             f"method {method.name}: {path} has no effect with one update per rollout, where every ratio is 1: "
-            "set update.updates-per-rollout to at least 2"
+            "set update.updates-per-rollout to at least 2, or update.mini-batches"
         )
 
 

@@ -23,7 +23,14 @@ from dataclasses import replace
 from models.kin import kin
 from models.registry import MODELS
 from t2i_rl.configuration.adapter_presets import ADAPTED, with_adapters
-from t2i_rl.configuration.config import CheckpointConfig, EvaluationConfig, RolloutConfig, TrainConfig, UpdateConfig
+from t2i_rl.configuration.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    QuestionConfig,
+    RolloutConfig,
+    TrainConfig,
+    UpdateConfig,
+)
 from t2i_rl.configuration.run_method import with_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS
@@ -136,8 +143,35 @@ STAR = replace(
     rollout=replace(small.rollout, sampling=Sampling(guidance_scale=4.0)),
 )
 
+# Answers in text about pictures of the shapes world: what arXiv:2605.29198 does with mathematics, in small. The warm-up
+# is long, for Adam's first steps are full-size in a direction that is mostly noise.
+ON_TEXT = "objective=cfg-text,filter_zero_std=resample"
+TINY_VLM = TrainConfig(
+    model="tiny-vlm",
+    reward="math",
+    prompts="questions:train",
+    heldout="questions:heldout",
+    steps=40,
+    question=QuestionConfig(max_tokens=40),
+    rollout=RolloutConfig(prompts_per_step=32, group_size=8, micro_batch=32, resample_rounds=1),
+    update=UpdateConfig(learning_rate=1e-4, warmup_steps=10, schedule="constant", micro_batch=64),
+    evaluation=EvaluationConfig(every=10, images_per_tag=100, batch=100),
+    checkpoint=CheckpointConfig(every=10),
+)
+TINY_VLM_METHODS = {
+    "cfg": f"cfg[{ON_TEXT}]",
+    "dapo": "dapo[objective=cfg-text]",
+    "vppo": f"vppo[{ON_TEXT}]",
+    "grpo": "grpo",
+}
+
 PRESETS: dict[str, TrainConfig] = {
-    **{f"tiny-shapes-{method}": replace(TINY, method=method) for method in METHODS},
+    **{f"tiny-vlm-math-{name}": replace(TINY_VLM, method=method) for name, method in TINY_VLM_METHODS.items()},
+    **{
+        f"tiny-shapes-{name}": replace(TINY, method=name)
+        for name, method in METHODS.items()
+        if method.source == "rollout"
+    },
     "janus-pro-7b-geneval-cfg": CFG,
     "janus-pro-7b-geneval-cfg-released": CFG_RELEASED,
     "janus-pro-7b-hps-cfg-released": CFG_RELEASED_HPS,

@@ -35,6 +35,8 @@ from t2i_rl.methods.objectives import Objective
 from t2i_rl.methods.surrogates import Cispo, Clipped, Dcpo, Dhpo, DualClipped, Regression, Sapo, TwoSided
 from t2i_rl.methods.variants import base_name, settings_of, varied
 
+ON_TEXT = Objective(DualClipped(0.2, 0.28), denominator="tokens")  # of answers: over all their tokens, without a KL
+
 METHODS = {
     method.name: method
     for method in (
@@ -111,7 +113,7 @@ METHODS = {
             name="dr-grpo",
             summary="Dr. GRPO: no std in the advantage, a constant denominator (arXiv:2503.20783)",
             scale="none",
-            objective=Objective(denominator="tokens"),
+            objective=Objective(denominator="limit"),
         ),
         Method(
             name="gspo",
@@ -224,6 +226,23 @@ METHODS = {
             summary="VPPO: the 40 % of the tokens that depend most on the prompt (arXiv:2510.09285)",
             credit=PerceptiveTokens(),
             objective=Objective(Clipped(0.2, 0.28)),
+        ),
+        # On answers in text, as its paper and its release have it. The others take its loss: dapo[objective=cfg-text].
+        Method(
+            name="cfg-text",
+            summary="guidance contrast on answers in text: words weighted by how much a prompt for a wrong answer "
+            "changes them, in DAPO's loss with a second clip (arXiv:2605.29198)",
+            credit=GuidanceContrast(),
+            objective=ON_TEXT,
+            filter_zero_std="resample",
+        ),
+        Method(
+            name="cfg-text-released",
+            summary="cfg-text as released: k3 of the policy of now, power weights of mean 1, a likelihood term",
+            credit=GuidanceContrast(statistic="k3", normalize="power"),
+            objective=replace(ON_TEXT, nll=0.02),
+            filter_zero_std="resample",
+            source="current",
         ),
         Method(
             name="entropy-top",

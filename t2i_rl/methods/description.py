@@ -27,6 +27,8 @@ def describe(method: Method) -> str:
     ]
     if objective.entropy_bonus:
         parts.append(("entropy", f"{objective.entropy_bonus} * mean entropy, taken from the loss"))
+    if objective.nll:
+        parts.append(("likelihood", f"{objective.nll} * mean of -log p, added to the loss"))
     if method.dynamic is not None:
         parts.insert(2, ("times", _about(method.dynamic)))
     if method.entropy_reward is not None:
@@ -81,6 +83,7 @@ _DENOMINATOR = {
     "mask": "the updated tokens of the batch",
     "weight": "the sum of the weights; the KL by the updated tokens",
     "tokens": "all tokens of the batch",
+    "limit": "as many tokens as the batch could have",
     "mean-of-images": "the updated tokens of each image, then the images",
     "images": "the images",
 }

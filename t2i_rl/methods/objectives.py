@@ -1,7 +1,7 @@
 """The loss of an update: a surrogate with per-token credit, and the KL to the reference.
 
     loss = sum_it m_it * w_it * surrogate_it / D_policy
-         + sum_it m_it * (beta * c_it * kl_it - entropy_bonus * entropy_it) / D_kl
+         + sum_it m_it * (beta * c_it * kl_it - entropy_bonus * entropy_it - nll * lp_it) / D_kl
 
 over images i and tokens t, with the mask m, the weight w and the KL factor c (1 if not given) of
 `t2i_rl.methods.credit`, and the surrogate of the ratio and the advantage (`t2i_rl.methods.surrogates`). Clipped
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from t2i_rl.parallel.ranks import Ranks
     from t2i_rl.rollout.log_probs import Replay
 
-Denominator = Literal["mask", "weight", "tokens", "mean-of-images", "images"]
+Denominator = Literal["mask", "weight", "tokens", "limit", "mean-of-images", "images"]
 Through = Literal["unit", "token"]
 
 
@@ -48,9 +48,13 @@ class Objective:
     beta: factor of the KL to the reference; 0 leaves it out.
     kl: the form of the KL (`kl_terms`).
     denominator: what divides the policy term. `mask`: the updated tokens; `weight`: the sum of their weights;
-        `tokens`: all tokens; `mean-of-images`: the updated tokens of each image, then the images; `images`: the images
+        `tokens`: all tokens; `limit`: as many as there could be, so that an answer's length does not matter; of images
+        the same; `mean-of-images`: the updated tokens of each image, then the images; `images`: the images
         (with the sequence as unit: LUSPO). The KL is divided by the same, but for `weight` by the updated tokens.
     entropy_bonus: factor of the updated tokens' mean entropy, which is taken from the loss; negative: a penalty.
+    nll: factor of the updated tokens' mean of -log p, which is added to the loss. Called an entropy penalty where it is
+        from (VPPO's release): its gradient is 0 on average while the policy is the one that sampled, and afterwards it
+        pulls back to that one.
     """
 
     surrogate: Surrogate = field(default_factory=Clipped)
@@ -60,6 +64,7 @@ class Objective:
     kl: KL = "k3"
     denominator: Denominator = "mask"
     entropy_bonus: float = 0.0
+    nll: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("objective", "unit", self.unit, Unit)
@@ -151,14 +156,24 @@ class Loss:
     clip_fraction: Float[Tensor, ""]
 
 
-def denominators(credit: TokenCredit, objective: Objective) -> Denominators:
-    """The denominators of an update batch, from the credit of all its tokens."""
-    selected = credit.mask.sum().float()
-    tokens = selected.new_tensor(credit.mask.numel())
+def denominators(
+    credit: TokenCredit, objective: Objective, valid: Bool[Tensor, "P G N"] | None = None, limit: int | None = None
+) -> Denominators:
+    """The denominators of an update batch, from the credit of all its tokens.
+
+    valid: the tokens before the end of their row, if not all.
+    limit: how many a row may have, if not the N that are there.
+    """
+    mask = credit.mask
+    selected = mask.sum().float()
+    images = selected.new_tensor(mask.numel() // mask.shape[-1])
+    tokens = images * mask.shape[-1] if valid is None else valid.sum().float()
     if objective.denominator == "tokens":
         return Denominators(tokens, tokens, selected, tokens)
+    if objective.denominator == "limit":
+        most = images * (limit or mask.shape[-1])
+        return Denominators(most, most, selected, tokens)
     if objective.denominator in ("mean-of-images", "images"):
-        images = tokens / credit.mask.shape[-1]
         return Denominators(images, images, selected, tokens)
     weight = (credit.weight * credit.mask).sum()
     return Denominators(weight if objective.denominator == "weight" else selected, selected, selected, tokens)
@@ -196,6 +211,8 @@ def policy_loss(
         if replay.entropy is None:
             raise ValueError(f"the entropy bonus is {objective.entropy_bonus}: pass the entropy of the tokens")
         value = value - objective.entropy_bonus * mean(replay.entropy * share, denominators.kl)
+    if objective.nll:
+        value = value - objective.nll * mean(lp * share, denominators.kl)
     return Loss(
         value=value,
         policy=policy.detach(),

@@ -95,6 +95,7 @@ def write_images(
         shown: list[tuple[str, list[ndarray]]] = [(prompt.text, []) for prompt in prompts[:SHEET_PROMPTS]]
         images = generate(policy, [prompt.text for prompt in prompts], images_per_prompt, sampling, seed, batch)
         for index, sample, image in track(images, "generating", total=len(prompts) * images_per_prompt):
+            assert not isinstance(image, str)  # the policy draws
             save_image(aside / image_path(index, sample), image)
             files.append({"file": str(image_path(index, sample)), "prompt": prompts[index].text, "sample": sample})
             if index < SHEET_PROMPTS:

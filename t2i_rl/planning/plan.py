@@ -20,13 +20,13 @@ from torch.nn import Linear
 from models.architectures import Architecture, count, linear_weights
 from models.trainable import chosen
 from t2i_rl.planning.plan_config import PlanConfig
-from t2i_rl.rollout.log_probs import CHUNK
+from t2i_rl.rollout.log_probs import chunk_for
 
 BYTES = {"float32": 4, "bfloat16": 2}
 USABLE = 0.9  # of a card's memory, for tensors
 # float32 [rows, block, V] at once while sampling: two branches, mixture, softmax, its sum, a statistic
 LOGIT_COPIES = 6
-CHUNK_COPIES = 4  # float32 [CHUNK, V] at once in the update: logits, log-probs, exponentials, their gradient
+CHUNK_COPIES = 4  # float32 [chunk, V] at once in the update: logits, log-probs, exponentials, their gradient
 BRANCHES = 2
 FLOAT32 = {  # parts that run in float32 whatever the model runs in
     "janus": {"image tokenizer"},
@@ -68,7 +68,7 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
         "update": {
             "gathered layers": 0 if plan.gpus == 1 else 2 * linear_weights(model.layers) / len(model.layers) * size,
             "activations": plan.update_batch * sequence * kept * size,
-            "logits": CHUNK * model.codes * 4 * CHUNK_COPIES,
+            "logits": chunk_for(model.codes) * model.codes * 4 * CHUNK_COPIES,
         },
     }
 

@@ -27,15 +27,32 @@ class Prompt:
     pictures: tuple[Path | UInt8[np.ndarray, "H W 3"], ...] = field(default=(), compare=False, kw_only=True)
     origin: str = field(default="", compare=False)
 
+    @property
+    def key(self) -> str:
+        """What tells prompts apart: the text, behind it a digest of the pictures if there are any."""
+        if not self.pictures:
+            return self.text
+        return f"{self.text}\0{hashlib.sha256(repr([*map(_told, self.pictures)]).encode()).hexdigest()}"
+
+
+def _told(picture: Path | UInt8[np.ndarray, "H W 3"]) -> str:
+    """A file by where it is, pixels by what they are."""
+    return str(picture) if isinstance(picture, Path) else f"{picture.shape} {picture.tobytes().hex()}"
+
 
 def tag_of(prompt: Prompt) -> str:
     return str(prompt.metadata.get("tag", UNTAGGED))
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """The SHA-256 of prompts with their metadata, in their order."""
-    content = json.dumps([[prompt.text, dict(prompt.metadata)] for prompt in prompts], sort_keys=True)
+    """The SHA-256 of prompts with their metadata, in their order; pictures that are files count by name."""
+    content = json.dumps([[_content(prompt), dict(prompt.metadata)] for prompt in prompts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _content(prompt: Prompt) -> str:
+    """Files are named in the metadata, relative to the prompts, wherever these lie."""
+    return prompt.text if any(isinstance(picture, Path) for picture in prompt.pictures) else prompt.key
 
 
 def balanced(prompts: Sequence[Prompt], per_tag: int) -> list[Prompt]:

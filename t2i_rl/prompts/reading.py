@@ -5,19 +5,20 @@ from collections import Counter
 from pathlib import Path
 
 from t2i_rl.errors import UserError
-from t2i_rl.prompts import files, shapes_world
+from t2i_rl.prompts import files, shapes_questions, shapes_world
 from t2i_rl.prompts.files import SUFFIXES
 from t2i_rl.prompts.prompt import Prompt, tag_of
 from t2i_rl.prompts.sets import NAMES, place, prompt_file
 
 SHAPES_SPLITS = {"shapes:train": "train", "shapes:heldout": "heldout"}
+QUESTION_SPLITS = {"questions:train": "train", "questions:heldout": "heldout"}  # about pictures of that world
 REPEATS = 16  # of a rare tag's prompts
 UNREAD = (".parquet", ".arrow", ".xlsx", ".yaml", ".yml", ".gz", ".zip")  # kinds of files that others keep prompts in
 
 
 def names_prompts(words: str) -> bool:
     """Whether words name prompts rather than being one: a set, a file that is here, or what ends like a prompt file."""
-    if words in SHAPES_SPLITS or words in NAMES or files.suffix(words) in (*SUFFIXES, *UNREAD):
+    if words in (*SHAPES_SPLITS, *QUESTION_SPLITS, *NAMES) or files.suffix(words) in (*SUFFIXES, *UNREAD):
         return True
     path = Path(words)
     try:
@@ -37,16 +38,16 @@ def path_of(source: str) -> Path | None:
 
     Raises UserError for what is neither.
     """
-    if source in SHAPES_SPLITS:
+    if source in SHAPES_SPLITS or source in QUESTION_SPLITS:
         return None
     path = place(source) if source in NAMES else Path(source)
     kinds = ", ".join(SUFFIXES)
     if path.is_dir():
         raise UserError(f"{path} is a folder: give one file of prompts ({kinds}), such as a .txt with one on each line")
     if files.suffix(path) not in SUFFIXES:
+        ours = ", ".join((*SHAPES_SPLITS, *QUESTION_SPLITS))
         raise UserError(
-            f"unknown prompts {source!r}: give {', '.join(SHAPES_SPLITS)}, a name that t2i-rl data list shows, or a "
-            f"file ({kinds})"
+            f"unknown prompts {source!r}: give {ours}, a name that t2i-rl data list shows, or a file ({kinds})"
         )
     return path
 
@@ -54,11 +55,15 @@ def path_of(source: str) -> Path | None:
 def load_prompts(source: str) -> list[Prompt]:
     """Prompts of `shapes:train`, `shapes:heldout`, a set by its name (`t2i_rl.prompts.sets`) or a file.
 
+    `questions:train`, `questions:heldout`: questions about pictures of the shapes world.
+
     The shapes world has 480 training prompts of one tag and 3 of another: the rarer ones come up to `REPEATS` times.
     (Three prompts in a sixth of all groups would teach to draw those three.)
     What kinds of files there are says `t2i_rl.prompts.files.read`. Raises UserError with the file and the line.
     """
     path = path_of(source)
+    if source in QUESTION_SPLITS:
+        return shapes_questions.prompts(QUESTION_SPLITS[source])
     if path is None:
         prompts = [Prompt(str(record["prompt"]), record) for record in shapes_world.prompts(SHAPES_SPLITS[source])]
         if source == "shapes:heldout":

@@ -19,6 +19,11 @@ def row_lengths(tokens: Int[Tensor, "*rows N"], stop_tokens: Sequence[int]) -> I
     return (before.sum(-1) + 1).clamp(max=tokens.shape[-1])
 
 
+def stopped(tokens: Int[Tensor, "*rows N"], stop_tokens: Sequence[int]) -> Bool[Tensor, "*rows"]:
+    """Which rows have a stop token."""
+    return _is_stop(tokens, stop_tokens).any(-1)
+
+
 def valid_tokens(lengths: Int[Tensor, "*rows"], tokens: int) -> Bool[Tensor, "*rows N"]:
     """Which of so many tokens stand before the end of their row."""
     return torch.arange(tokens, device=lengths.device) < lengths[..., None]

@@ -1,4 +1,4 @@
-"""Generating images: the pictures of a list of prompts, and their folder in the layout of GenEval.
+"""Generating samples: the pictures, or the answers, of a list of prompts, and their folder in the layout of GenEval.
 
 An image depends on the prompt, its occurrence in the list, the sample number and the seed, not on the
 batch it is sampled in.
@@ -7,51 +7,50 @@ batch it is sampled in.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jaxtyping import UInt8
-from numpy import ndarray
-
 from models.policy import Policy
+from models.question import Question, question
 from t2i_rl.errors import UserError
+from t2i_rl.rollout.groups import Sample
 from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 
 class Generated(NamedTuple):
-    """One image: the index of its prompt in the list, its number within the prompt's group, its pixels."""
+    """One image or answer: the index of its prompt in the list, its number within the prompt's group, itself."""
 
     prompt: int
     sample: int
-    image: UInt8[ndarray, "H W 3"]
+    image: Sample
 
 
 def generate(
     policy: Policy,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Question],
     images_per_prompt: int,
     sampling: Sampling,
     seed: int,
     batch: int,
     only: Sequence[int] | None = None,
+    max_tokens: int | None = None,
 ) -> Iterator[Generated]:
     """The images in order, sampled about `batch` at a time (whole prompts, at least one).
 
     only: the indices of the prompts to generate, all if not given; their images stay the same.
+    max_tokens: of an answer in text.
     Raises UserError for counts below 1.
     """
     check_counts(images_per_prompt, batch)
-    numbers = occurrences(prompts)
+    numbers = occurrences([question(prompt).key for prompt in prompts])
     rows = range(len(prompts)) if only is None else only
     size = max(1, batch // images_per_prompt)
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
         condition = encode(policy, [prompts[row] for row in chosen], sampling.negative_prompt)
         noise = Noise(seed, occurrences=[numbers[row] for row in chosen])
-        images = sample_group(policy, condition, images_per_prompt, sampling, noise).images(policy)
-        pixels = images.permute(0, 1, 3, 4, 2).cpu().numpy()
-        for row, group in zip(chosen, pixels, strict=True):
-            for sample, image in enumerate(group):
-                yield Generated(row, sample, image)
+        rollout = sample_group(policy, condition, images_per_prompt, sampling, noise, max_tokens=max_tokens)
+        for number, one in enumerate(rollout.samples(policy)):
+            yield Generated(chosen[number // images_per_prompt], number % images_per_prompt, one)
 
 
 def check_counts(images_per_prompt: int, batch: int) -> None:

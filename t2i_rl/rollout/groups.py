@@ -8,12 +8,21 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
+from numpy import ndarray
 from torch import Tensor
 
 from models.policy import Condition, Policy, Rows
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.ends import row_lengths, valid_tokens
+from t2i_rl.rollout.ends import row_lengths, stopped, valid_tokens
+
+Sample = UInt8[ndarray, "H W 3"] | str
+
+
+def samples(policy: Policy, tokens: Int[Tensor, "R N"]) -> list[Sample]:
+    """What the rows show or say: pixels on the CPU, or texts."""
+    found = policy.decode(tokens)
+    return [*found] if isinstance(found, list) else [*found.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def pixels(policy: Policy, tokens: Int[Tensor, "R N"]) -> UInt8[Tensor, "R 3 H W"]:
@@ -68,6 +77,11 @@ class Rollout:
         return self.valid.flatten(0, 1) if self.stop_tokens or self.idle else None
 
     @cached_property
+    def cut(self) -> Bool[Tensor, "P G"]:
+        """Which answers have no stop token: the limit of tokens ended them."""
+        return ~stopped(self.tokens, self.stop_tokens)
+
+    @cached_property
     def row_condition(self) -> Condition:
         """The condition with one row per sample, prompt-major."""
         return self.condition.repeat(self.group_size)
@@ -76,6 +90,13 @@ class Rollout:
         """Only the groups of these prompts."""
         kept = {name: values[prompts] for name, values in self.statistics.items()}
         return Rollout(self.condition.take(prompts), self.tokens[prompts], kept, self.stop_tokens)
+
+    def part(self, prompts: slice) -> "Rollout":
+        """These groups, of which those that were idle still are."""
+        if prompts == slice(0, len(self.prompts)):
+            return self
+        busy = len(self.prompts) - self.idle
+        return replace(self.take(prompts), idle=max(0, prompts.stop - max(busy, prompts.start)))
 
     def settled(self) -> "Rollout":
         """The same without columns behind all ends; behind the other ends a stop token, and 0 for statistics."""
@@ -88,6 +109,10 @@ class Rollout:
             tokens=self.tokens[..., :longest].masked_fill(behind, self.stop_tokens[0]),
             statistics={name: values[..., :longest].masked_fill(behind, 0) for name, values in self.statistics.items()},
         )
+
+    def samples(self, policy: Policy) -> list[Sample]:
+        """What the rows show or say, prompt-major."""
+        return samples(policy, self.tokens.flatten(0, 1))
 
     def images(self, policy: Policy) -> UInt8[Tensor, "P G 3 H W"]:
         """Decode the pixels."""

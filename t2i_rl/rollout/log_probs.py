@@ -27,7 +27,13 @@ from t2i_rl.rollout.distribution import filtered, mix, token_guidance
 from t2i_rl.rollout.sampling import LogProb, Sampling
 from t2i_rl.rollout.statistics import entropy, kl_divergence
 
-CHUNK = 4096  # tokens whose V logits exist at once
+CHUNK = 4096  # tokens at most whose V logits exist at once
+LOGITS = 2**26  # numbers of these: of as many tokens where V is 16,384, of fewer words of a language
+
+
+def chunk_for(vocabulary: int) -> int:
+    """How many tokens have their logits at once, so that memory does not grow with the vocabulary."""
+    return max(1, min(CHUNK, LOGITS // vocabulary))
 
 
 @dataclass(frozen=True)
@@ -68,17 +74,19 @@ def replay(
     distribution: TokenDistribution = CONDITIONAL,
     with_entropy: bool = False,
     reference: Policy | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     valid: Bool[Tensor, "R N"] | None = None,
 ) -> Replay:
     """Log-probability of every token; if asked, the distribution's entropy and its exact KL to the reference's.
 
     Float32, with gradient. Logits are recomputed in backward, of the tokens whose gradient is not 0.
+    chunk: tokens whose logits exist at once, if not `chunk_for` so many.
     valid: the tokens before their row's end, if not all; the others have no logits, and 0 for each value.
     """
 
     def values(_: nn.Module) -> Tensor:
-        return _values(policy, condition, tokens, distribution, with_entropy, reference, chunk, valid)
+        most = chunk or chunk_for(policy.vocabulary)
+        return _values(policy, condition, tokens, distribution, with_entropy, reference, most, valid)
 
     lp, *others = as_forward(policy.module, values).unflatten(-1, tokens.shape)
     return Replay(

@@ -11,7 +11,7 @@ from models.parts.forward import as_forward
 from models.policy import Policy
 from t2i_rl.rollout.distribution import mix, token_guidance
 from t2i_rl.rollout.groups import Rollout
-from t2i_rl.rollout.log_probs import CHUNK, micro_batches
+from t2i_rl.rollout.log_probs import chunk_for, micro_batches
 from t2i_rl.rollout.names import CONTRASTS, GUIDED
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, StepLogits, check_ends
@@ -52,7 +52,7 @@ def _measured(
     tokens = part.tokens.flatten(0, 1)
     hidden = policy.hidden(part.row_condition, tokens, branches)
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for at in micro_batches(tokens.shape[1], max(1, CHUNK // len(tokens))):
+    for at in micro_batches(tokens.shape[1], max(1, chunk_for(policy.vocabulary) // len(tokens))):
         logits = policy.head(hidden[:, :, at])
         conditional, unconditional = logits[0], logits[1] if branches == 2 else None
         mixed = conditional if guidance is None else mix(conditional, unconditional, guidance[at, None])

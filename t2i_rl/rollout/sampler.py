@@ -7,7 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.policy import Condition, Policy
+from models.question import Question, question
 from t2i_rl.errors import DivergenceError
+from t2i_rl.prompts.asking import Asking
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.distribution import block_guidance, filtered, mix
 from t2i_rl.rollout.ends import Ends
@@ -19,13 +21,22 @@ from t2i_rl.rollout.statistics import STATISTICS, StepLogits, check_ends
 from t2i_rl.rollout.words import check_prompts
 
 
-def encode(policy: Policy, prompts: Sequence[str], negative_prompt: str) -> Condition:
-    """The prompts, each beside the null branch or, where there is one, the negative prompt.
+def encode(
+    policy: Policy, prompts: Sequence[str | Question], negatives: str | Sequence[str | Question] = ""
+) -> Condition:
+    """The prompts, each beside the null branch or, where there is one, the negative prompt: of all, or its own.
 
     Raises UserError for one that holds a control token.
     """
-    check_prompts(policy, [*map(Prompt, prompts), Prompt(negative_prompt, origin="the negative prompt")])
-    return policy.encode(prompts, [negative_prompt] * len(prompts) if negative_prompt else None)
+    against = [negatives] * len(prompts) if isinstance(negatives, str) and negatives else [*negatives]
+    asked = [Prompt(question(one).text) for one in prompts]
+    check_prompts(policy, asked + [Prompt(question(one).text, origin="the negative prompt") for one in against])
+    return policy.encode(prompts, against or None)
+
+
+def ask(policy: Policy, asking: Asking, prompts: Sequence[Prompt], step: int = 0) -> Condition:
+    """The prompts as they are put in a step, each beside what it is compared with."""
+    return encode(policy, asking.questions(prompts), asking.negatives(prompts, step))
 
 
 def draw(logits: Float[Tensor, "... V"], uniform: Float[Tensor, "..."], sampling: Sampling) -> Int[Tensor, "..."]:

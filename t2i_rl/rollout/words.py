@@ -7,9 +7,27 @@ image, another speaker, an early end. The released code lets it; we refuse it by
 import re
 from collections.abc import Sequence
 
-from models.policy import Policy
+from models.policy import Policy, ReadsQuestions
 from t2i_rl.errors import UserError
+from t2i_rl.prompts.asking import Asking
 from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.prompts.questions import check_questions
+
+
+def check_asked(policy: Policy, prompts: Sequence[Prompt], asking: Asking, what: str) -> None:
+    """Raise UserError, with its place, for a question that the policy cannot be asked.
+
+    Its marks do not fit its pictures, one of these is gone or cannot be read, or it leaves no place for an answer.
+    """
+    check_questions(prompts)
+    for prompt in prompts:
+        [asked] = asking.questions([prompt])
+        length = policy.question_tokens(asked) if isinstance(policy, ReadsQuestions) else 0
+        if length >= policy.layout.tokens:
+            raise UserError(
+                f"{prompt.origin or what} has {length} tokens with its pictures, and the model has no more than "
+                f"{policy.layout.tokens} places, those of the answer among them: shorten it, or show smaller pictures"
+            )
 
 
 def check_prompts(policy: Policy, prompts: Sequence[Prompt]) -> None:

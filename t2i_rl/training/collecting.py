@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
-from numpy import ndarray
+from jaxtyping import Float
 from torch import Tensor
 
 from models.policy import Condition, Policy
@@ -16,13 +15,14 @@ from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.methods.advantages import zero_variance
 from t2i_rl.methods.method import Method
 from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.prompts.asking import Asking
 from t2i_rl.prompts.order import batch, further_batch
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.groups import Groups, Rollout, concatenate, join, widened
+from t2i_rl.rollout.groups import Groups, Rollout, Sample, concatenate, join, widened
 from t2i_rl.rollout.log_probs import micro_batches
 from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.passes import StatisticPasses
-from t2i_rl.rollout.sampler import encode, sample_group
+from t2i_rl.rollout.sampler import ask, sample_group
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.reference import ReferencePass
 from t2i_rl.training.scoring import Scorer, of_all, with_rewards
@@ -32,14 +32,16 @@ from t2i_rl.training.scoring import Scorer, of_all, with_rewards
 class Collected:
     """All that a step sampled.
 
+    step: its number.
     rounds: the groups that have their scores, at first of the step's own prompts, then of those drawn in their place.
-    entropy: mean over the tokens of all groups.
+    tokens: of all groups: the tokens' mean entropy and, of answers, their mean length and the share that was cut off.
     lost: how many groups lack a score.
     faults: how often a reward server failed on the way, by kind (`rewards.http.client`).
     """
 
+    step: int
     rounds: tuple[Groups, ...]
-    entropy: float
+    tokens: Mapping[str, float]
     lost: int
     faults: Mapping[str, int]
 
@@ -68,7 +70,7 @@ class Collected:
             "reward": rewards.mean().item(),
             **{f"reward/{name}": values.mean().item() for name, values in parts.items()},
             **spread,
-            "entropy": self.entropy,
+            **self.tokens,
             **{f"reward_faults/{kind}": count for kind, count in self.faults.items()},
         }
 
@@ -77,6 +79,7 @@ class Collected:
 class Collector:
     """Samples groups, decodes and scores them: of several processes, each its share of whole groups.
 
+    asking: how prompts become questions.
     passes: the statistics that are measured on the way.
     reference: what is measured of them under the reference, if a method needs it.
     """
@@ -86,6 +89,7 @@ class Collector:
     method: Method
     reward: Reward
     prompts: Sequence[Prompt]
+    asking: Asking
     passes: StatisticPasses
     reference: ReferencePass | None
     ranks: Ranks = ALONE
@@ -96,13 +100,14 @@ class Collector:
         Groups that lack a score are lost. Raises RewardError if that is not allowed, and where no group is left.
         """
         settings = self.config.rollout
-        missing, texts = settings.prompts_per_step, list[str]()
+        missing, asked = settings.prompts_per_step, list[Prompt]()
         rounds, lost, faults = list[Groups](), 0, Counter[str]()
         for attempt in range(1 + settings.resample_rounds * (self.method.filter_zero_std == "resample")):
             records = self.draw_prompts(step, attempt, missing)
-            texts += [record.text for record in records]
+            asked += records
             # Occurrences are counted over the whole step: a prompt that comes again gets other images.
-            numbers, own = occurrences(texts)[-missing:], self.ranks.share(len(records))
+            numbers = occurrences([record.key for record in asked])[-missing:]
+            own = self.ranks.share(len(records))
             mine = slice(own.start, own.stop)
             with Scorer(self.reward, self.config.on_reward_failure) as scorer:
                 if own:
@@ -130,10 +135,17 @@ class Collector:
             image, why = next(iter(scores.failures.items()))
             raise RewardError(
                 f"step {step}: every group lacks a score, the first one for its image "
-                f'{image % settings.group_size} ("{texts[image // settings.group_size]}"): {why}'
+                f'{image % settings.group_size} ("{asked[image // settings.group_size].text}"): {why}'
             )
-        entropies = torch.cat([groups.rollout.statistics["entropy"] for groups in rounds])
-        return Collected(tuple(rounds), self.ranks.mean(entropies), lost, faults)
+        return Collected(step, tuple(rounds), self.measured([groups.rollout for groups in rounds]), lost, faults)
+
+    def measured(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """What is logged of the tokens."""
+        values = {"entropy": [rollout.statistics["entropy"][rollout.valid] for rollout in rollouts]}
+        if rollouts[0].stop_tokens:
+            values["length"] = [rollout.lengths.flatten().float() for rollout in rollouts]
+            values["truncated"] = [rollout.cut.flatten().float() for rollout in rollouts]
+        return {name: self.ranks.mean(torch.cat(parts)) for name, parts in values.items()}
 
     def sample_and_submit(
         self, step: int, records: Sequence[Prompt], occurrence: Sequence[int], clock: Clock, scorer: Scorer
@@ -142,14 +154,13 @@ class Collector:
         settings = self.config.rollout
         parts: list[Rollout] = []
         with clock.phase("sample"):
-            texts = [record.text for record in records]
-            condition = encode(self.policy, texts, settings.sampling.negative_prompt)
+            condition = ask(self.policy, self.asking, records, step)
         for rows in micro_batches(len(records), settings.micro_batch):
             with clock.phase("sample"):
                 parts.append(self.sample(step, condition.take(rows), occurrence[rows]))
             with clock.phase("decode"):
-                images = self.decode(parts[-1])
-            scorer.submit(records[rows], images)
+                samples = self.decode(parts[-1])
+            scorer.submit(records[rows], samples)
         with clock.phase("sample"):
             return self.passes.complete(self.policy, concatenate(parts, condition))
 
@@ -170,21 +181,21 @@ class Collector:
                 settings.sampling,
                 Noise(self.config.seed, step, occurrence, samples.start),
                 names,
+                self.config.question.max_tokens,
             )
             for samples in micro_batches(settings.group_size, settings.group_batch or settings.group_size)
         ]
         return widened(parts)
 
-    def decode(self, rollout: Rollout) -> UInt8[ndarray, "P G H W 3"]:
-        """The pixels, where rewards look at them: on the CPU."""
-        return rollout.images(self.policy).permute(0, 1, 3, 4, 2).cpu().numpy()
+    def decode(self, rollout: Rollout) -> list[Sample]:
+        """What rewards look at."""
+        return rollout.samples(self.policy)
 
     def choose(self, collected: Collected) -> Groups:
         """What the update sees: the groups of all prompts, or those that teach something."""
         if self.method.filter_zero_std == "off":
             return collected.rounds[0]
         teaching = [part.take((~zero_variance(part.rewards)).nonzero()[:, 0].tolist()) for part in collected.rounds]
-        prompts = [prompt for part in teaching for prompt in part.rollout.prompts]
-        negative = self.config.rollout.sampling.negative_prompt
-        condition = encode(self.policy, prompts, negative) if prompts else teaching[0].rollout.condition
-        return join(teaching, condition)
+        own = [part.records[row] for part in teaching for row in part.mine]
+        asked = ask(self.policy, self.asking, own, collected.step) if own else teaching[0].rollout.condition
+        return join(teaching, asked)

@@ -14,11 +14,13 @@ import torch
 from models.policy import Policy
 from rewards.reward import Reward, Scores, score_images
 from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.prompts.asking import Asking
 from t2i_rl.prompts.prompt import Prompt, tag_of
 from t2i_rl.rollout.generate import Generated, generate
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.scoring import verdict_name
 
+AS_IT_IS = Asking()  # a prompt is the question
 T = TypeVar("T")
 
 
@@ -59,6 +61,8 @@ def evaluate(
     batch: int,
     images_per_prompt: int = 1,
     ranks: Ranks = ALONE,
+    asking: Asking = AS_IT_IS,
+    max_tokens: int | None = None,
 ) -> Evaluation:
     """Generate `images_per_prompt` images of every prompt, about `batch` at a time, and score them.
 
@@ -66,10 +70,13 @@ def evaluate(
 
     The images are those of `generate` with this seed, whatever the training step: evaluations differ by the
     policy alone. Raises RewardError when an image cannot be scored.
+
+    asking, max_tokens: how a model that answers in text is asked, and how long its answers may be.
     """
     own = list[tuple[str, float]]()
-    texts, mine = [prompt.text for prompt in prompts], ranks.share(len(prompts))
-    for images in chunks(generate(policy, texts, images_per_prompt, sampling, seed, batch, mine), batch):
+    mine = ranks.share(len(prompts))
+    drawn = generate(policy, asking.questions(prompts), images_per_prompt, sampling, seed, batch, mine, max_tokens)
+    for images in chunks(drawn, batch):
         scores = score_generated(reward, prompts, images)
         verdict = verdict_name(scores.parts)
         values = scores.total if verdict is None else scores.parts[verdict]

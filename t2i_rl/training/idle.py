@@ -4,21 +4,23 @@ from dataclasses import dataclass, replace
 
 from models.policy import Policy
 from t2i_rl.parallel.ranks import Ranks
+from t2i_rl.prompts.asking import Asking
+from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Rollout
-from t2i_rl.rollout.sampler import encode
+from t2i_rl.rollout.sampler import ask
 
 
 @dataclass(frozen=True)
 class IdleGroups:
     """What fills a rollout up.
 
-    prompt: any, for a process that has no group at all; negative_prompt: as in sampling.
+    asking: as in sampling. prompt: any, for a process that has no group at all.
     """
 
     ranks: Ranks
     policy: Policy
-    prompt: str
-    negative_prompt: str
+    asking: Asking
+    prompt: Prompt
 
     def fill(self, rollout: Rollout) -> Rollout:
         """With as many groups as the process with the most has, so that all make the same calls; the last are idle."""
@@ -31,7 +33,7 @@ class IdleGroups:
 
     def _blank_group(self, like: Rollout) -> Rollout:
         """A group that nobody sampled."""
-        condition = encode(self.policy, [self.prompt], self.negative_prompt)
+        condition = ask(self.policy, self.asking, [self.prompt])
         shape = 1, *like.tokens.shape[1:]
         statistics = {name: values.new_zeros(shape) for name, values in like.statistics.items()}
         return Rollout(condition, like.tokens.new_zeros(shape), statistics, like.stop_tokens)

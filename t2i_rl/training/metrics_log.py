@@ -14,6 +14,7 @@ Names in `metrics.jsonl`:
 | kl | mean divergence from the reference over all tokens, in the method's form, in nats; none without a reference |
 | kl_updated | the same over the updated tokens |
 | entropy | mean entropy of the sampled distribution, in nats |
+| length, truncated | mean tokens of an answer, its stop token among them; share of answers that the limit cut off |
 | clip_fraction | share of updated tokens at which the clipped product was the smaller one |
 | policy_loss, grad_norm | of the last optimizer step; the norm before clipping |
 | learning_rate | of the last optimizer step |

@@ -5,7 +5,7 @@ RUN/origins.json       what tells its model and what its rewards are made of fro
 RUN/prompts.json       what tells its prompts from others (`t2i_rl.training.prompt_record`)
 RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
 RUN/tensorboard/       the same numbers as events
-RUN/samples/           pictures of the same held-out prompts and noise at each evaluation
+RUN/samples/           pictures of the same held-out prompts and noise at each evaluation, or answers to them
 RUN/samples.png        all of them, one row per evaluation
 RUN/reward.png         the curves
 RUN/lock               the process that trains in it (`t2i_rl.training.lock`)
@@ -29,12 +29,14 @@ from models.device import device_of, in_words
 from models.files.adapter import is_adapter
 from models.files.reading import digest, reading
 from models.policy import Policy
-from models.registry import load
+from models.registry import answers_in_text, load
 from models.trainable import choose_trainable
+from rewards.catalogue import Samples
 from rewards.cut import sentence
 from rewards.files.noted import noted
 from rewards.registry import build
 from rewards.reward import Reward
+from t2i_rl.configuration.asking import asking_of
 from t2i_rl.configuration.checks import check_records, check_settings, check_shares
 from t2i_rl.configuration.config import CONFIG, TrainConfig, completed, fixed, read_config, resolved, to_json
 from t2i_rl.configuration.places import rooted
@@ -44,12 +46,15 @@ from t2i_rl.methods.baselines import Running
 from t2i_rl.outputs import naming, whole_folder, write_atomically
 from t2i_rl.parallel.devices import own_device
 from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.pictures.answers import answers_path, draw_answers, save_answers
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
+from t2i_rl.prompts.contrasts import ANY_TEXT
 from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt, balanced
-from t2i_rl.rollout.words import check_prompts
+from t2i_rl.prompts.questions import question_of
+from t2i_rl.rollout.words import check_asked, check_prompts
 from t2i_rl.training import checkpoints, optimizer_files
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.evaluation import evaluate
@@ -187,15 +192,20 @@ def _prepare(
         raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
     for line in filter(None, (said, *_intended(config))):
         print(line, flush=True)
+    samples: Samples = "answers" if answers_in_text(source) else "pictures"
     with noted() as made_of:
-        reward = build(config.reward, device, config.reward_server)
-        judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server)
+        reward = build(config.reward, device, config.reward_server, samples)
+        judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server, samples)
         sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
         found = [one.check([each.text for each in asked], [each.metadata for each in asked]) for _, asked, one in sets]
     dtype, reference = getattr(torch, config.dtype), None
     checkpoints.check_source(config.model)
     policy, model = _policy(config, source, dtype, device)
     check_prompts(policy, [*prompts, *heldout, *_other_words(config)])
+    if policy.stop_tokens:
+        asking = asking_of(config, method, answers=True)
+        for which, asked in (("training", prompts), ("held-out", heldout)):
+            check_asked(policy, asked, asking, f"a {which} question")
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
             print(sentence(cut, len(asked), which), flush=True)
@@ -228,7 +238,8 @@ def _other_words(config: TrainConfig) -> list[Prompt]:
     words = {
         "rollout.sampling.negative-prompt": config.rollout.sampling.negative_prompt,
         "evaluation.sampling.negative-prompt": config.evaluation.sampling.negative_prompt,
-        "contrast-prompt": config.contrast_prompt or "",
+        "contrast": (config.contrast or "").removeprefix(ANY_TEXT),
+        "question.instruction": config.question.instruction,
     }
     return [Prompt(text, origin=name) for name, text in words.items()]
 
@@ -241,7 +252,10 @@ def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
         lines = [
             f"guidance {training.guidance_scale:g}; nothing is held out (evaluation.every is 0), so no step is best"
         ]
-    tested, trained = {prompt.text for prompt in heldout}, {prompt.text for prompt in trainer.collector.prompts}
+    if trainer.limit is not None:
+        against = trainer.collector.asking.against
+        lines = [f"answers of at most {trainer.limit} tokens" + (f", compared with {against}" if against else "")]
+    tested, trained = {prompt.key for prompt in heldout}, {prompt.key for prompt in trainer.collector.prompts}
     if shared := len(tested & trained):
         lines.append(
             f"{shared} of {len(tested)} held-out prompts are training prompts too: what is measured on them is no "
@@ -256,7 +270,7 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -
     And what tells the model that the run began with from others, where it is that which was read.
     """
     with reading() as files:
-        policy = load(source, dtype, device, draws=True)
+        policy = load(source, dtype, device)
     began = digest(files) if source == config.model else ""
     if config.trainable:
         choose_trainable(policy, config.trainable)
@@ -279,8 +293,12 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
 
     def measured(step: int) -> dict[str, float]:
         with fitting("an evaluation", "a smaller evaluation.batch"):
-            found = evaluate(policy, judged, judge, sampling, seed, config.evaluation.batch, ranks=ranks)
-            if ranks.first:
+            batch, asking, limit = config.evaluation.batch, trainer.collector.asking, trainer.limit
+            found = evaluate(policy, judged, judge, sampling, seed, batch, ranks=ranks, asking=asking, max_tokens=limit)
+            if ranks.first and limit is not None:
+                asked = asking.questions(_shown(heldout))
+                save_answers(answers_path(run / SAMPLES, step), policy, asked, sampling, seed, limit)
+            elif ranks.first:
                 save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
         return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
 
@@ -336,12 +354,17 @@ def _finish(config: TrainConfig, heldout: Sequence[Prompt], tracker: Numbers) ->
     run, rows = config.out, tracker.kept
     _keep_best(config, best_step(rows))  # once more, for a run that was killed before it
     evaluated = [int(row["step"]) for row in rows if "heldout" in row]
-    texts = [prompt.text for prompt in _shown(heldout)]
+    shown = _shown(heldout)
     with ornament("reward.png"):
         draw_reward_curve(run, rows)
-    if evaluated:
-        with ornament(PICTURES):
-            draw_progress(run / SAMPLES, evaluated, texts, run / PICTURES)
+    if not evaluated:
+        return
+    with ornament(PICTURES):
+        if any(answers_path(run / SAMPLES, step).exists() for step in evaluated):
+            asked = [question_of(prompt, config.question.pictures) for prompt in shown]
+            draw_answers(run / SAMPLES, evaluated, asked, run / PICTURES)
+        else:
+            draw_progress(run / SAMPLES, evaluated, [prompt.text for prompt in shown], run / PICTURES)
 
 
 def _keep_best(config: TrainConfig, best: int | None) -> None:

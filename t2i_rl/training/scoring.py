@@ -7,8 +7,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from jaxtyping import Float, UInt8
-from numpy import ndarray
+from jaxtyping import Float
 from torch import Tensor
 
 from rewards.reward import Reward, Scores, joined, score_each, score_images
@@ -18,7 +17,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.methods.reward_mixing import weighted_sum
 from t2i_rl.parallel.ranks import Ranks
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.groups import Groups, Rollout
+from t2i_rl.rollout.groups import Groups, Rollout, Sample
 
 
 class Scorer:
@@ -46,25 +45,28 @@ class Scorer:
         for asked in self.asked:
             asked.cancel()
 
-    def submit(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> None:
-        """Ask for the scores of a further micro-batch. Raises what an earlier one has failed with by now."""
+    def submit(self, records: Sequence[Prompt], samples: Sequence[Sample]) -> None:
+        """Ask for the scores of a further micro-batch, as many samples for each prompt, prompt-major.
+
+        Raises what an earlier one has failed with by now.
+        """
         for earlier in self.asked:
             if earlier.done():
                 earlier.result()
-        self.asked.append(begin(self.asked[-1] if self.asked else None, self._score, records, images))
+        self.asked.append(begin(self.asked[-1] if self.asked else None, self._score, records, samples))
 
     def scores(self) -> Scores:
         """The scores of all micro-batches as one, once the last of them is there. Raises the first failure."""
         return joined([asked.result() for asked in self.asked])
 
-    def _score(self, records: Sequence[Prompt], images: UInt8[ndarray, "P G H W 3"]) -> Scores:
-        """One score per image, prompt-major."""
+    def _score(self, records: Sequence[Prompt], samples: Sequence[Sample]) -> Scores:
+        """One score per sample."""
         began = time.perf_counter()
-        shown = [record for record in records for _ in range(images.shape[1])]
+        shown = [record for record in records for _ in range(len(samples) // len(records))]
         try:
             return self.ask(
                 self.reward,
-                [*images.reshape(-1, *images.shape[2:])],
+                samples,
                 [record.text for record in shown],
                 [record.metadata for record in shown],
             )

@@ -5,6 +5,7 @@ know what every group earned, and denominators and gradients are sums over all.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from models.policy import CompilesLayers, Policy
 from rewards.reward import Reward
+from t2i_rl.configuration.answer_checks import check_samples
+from t2i_rl.configuration.asking import asking_of, contrast_prompt
 from t2i_rl.configuration.checks import check_settings
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.method_checks import check_layout
@@ -27,15 +30,16 @@ from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.parallel.weights import weights_of
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout
-from t2i_rl.rollout.log_probs import TokenDistribution
+from t2i_rl.rollout.log_probs import TokenDistribution, frozen_replay
 from t2i_rl.rollout.passes import StatisticPasses
+from t2i_rl.tokenmaps import row_mean
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.collecting import Collector
 from t2i_rl.training.idle import IdleGroups
 from t2i_rl.training.optimizer import adamw
 from t2i_rl.training.reference import ENTROPY, LOG_PROB, ReferencePass
 from t2i_rl.training.scoring import verdict_name
-from t2i_rl.training.update import apply_gradient, backward, gradients, learning_rate
+from t2i_rl.training.update import apply_gradient, backward, even_parts, gradients, learning_rate
 
 
 class Trainer:
@@ -60,6 +64,7 @@ class Trainer:
         ranks: Ranks = ALONE,
     ) -> None:
         check_settings(config, method)
+        check_samples(config, method, bool(policy.stop_tokens))
         check_layout(method, policy.layout)
         self.config, self.policy, self.method, self.ranks = config, policy, method, ranks
         update, rollout = config.update, config.rollout
@@ -72,17 +77,29 @@ class Trainer:
         names = {"entropy", *method.credit.statistics, self.distribution.sampler_statistic}
         if method.entropy_reward is not None:
             names.add("entropy_cond")
-        self.passes = StatisticPasses(frozenset(names), rollout.sampling, config.contrast_prompt, rollout.micro_batch)
+        answers = bool(policy.stop_tokens)
+        asking, contrast = asking_of(config, method, answers), None if answers else contrast_prompt(config.contrast)
+        self.passes = StatisticPasses(frozenset(names), rollout.sampling, contrast, rollout.micro_batch)
         apart = config.parallel
         self.weights = weights_of(policy, ranks, apart.shard, apart.reshard, apart.offload)
         self.reference = self.weights.reference(reference or policy) if method.needs_reference else None
-        self.idle = IdleGroups(ranks, policy, prompts[0].text, rollout.sampling.negative_prompt)
+        self.idle = IdleGroups(ranks, policy, asking, prompts[0])
         compared = None
         if self.reference is not None:
             compared = ReferencePass(self.reference, method, self.distribution, update.micro_batch, self.idle)
-        self.collector = Collector(config, policy, method, reward, prompts, self.passes, compared, ranks)
+        self.collector = Collector(config, policy, method, reward, prompts, asking, self.passes, compared, ranks)
         self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
         self.optimizer = adamw(self.weights.trained.trainable_parameters(), update)
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens that an answer may have; pictures have all theirs."""
+        return min(self.policy.layout.tokens, self.config.question.max_tokens) if self.policy.stop_tokens else None
+
+    @property
+    def noun(self) -> str:
+        """What is sampled."""
+        return "answers" if self.policy.stop_tokens else "images"
 
     def step(self, number: int) -> dict[str, float]:
         """One rollout and its update; returns the step's metrics (`t2i_rl.training.metrics_log`)."""
@@ -98,7 +115,7 @@ class Trainer:
             **collected.metrics(),
             **updated,
             **{f"seconds/{phase}": spent for phase, spent in clock.seconds.items()},
-            "images_per_second": collected.images / clock.seconds["step"],
+            f"{self.noun}_per_second": collected.images / clock.seconds["step"],
         }
         if self.method.filter_zero_std != "off":
             metrics["groups_dropped"] = len(collected.rewards) - len(groups.records)
@@ -116,15 +133,23 @@ class Trainer:
                     f"method {self.method.name} has an entropy reward, for images that are right, and "
                     f"{self.collector.reward.name} gives no strict verdict: set entropy_reward=none in the method"
                 )
+            valid = groups.rollout.valid
             entropies = (groups.rollout.statistics[name] for name in ("entropy_cond", ENTROPY))
-            rewards = bonus(rewards, *(self.ranks.gather(values.mean(-1)).cpu() for values in entropies))
+            rewards = bonus(
+                rewards, *(self.ranks.gather(row_mean(values, valid)[..., 0]).cpu() for values in entropies)
+            )
         if isinstance(scale, PromptBaseline):
-            compared, self.history = scale(rewards, [record.text for record in groups.records], self.history)
+            compared, self.history = scale(rewards, [record.key for record in groups.records], self.history)
             return compared
         if self.config.reward_order == "normalize-then-sum":
             weights = self.config.part_weights
             return normalize_then_sum([groups.parts[name] for name in weights], [*weights.values()])
         return advantages(rewards, scale)
+
+    def everyone(self, busy: int, values: Float[Tensor, "P ..."]) -> Float[Tensor, "Q ..."]:
+        """The values of all processes' busy groups; of answers as wide as the widest, with NaN behind the others."""
+        widest = max(self.ranks.each(values.shape[-1]))
+        return self.ranks.gather(F.pad(values[:busy], (0, widest - values.shape[-1]), value=torch.nan))
 
     def credit(self, rollout: Rollout, context: Context) -> TokenCredit:
         """Which tokens the method updates, and how much."""
@@ -134,34 +159,46 @@ class Trainer:
             with torch.no_grad():
                 embeddings = self.policy.token_embeddings(rollout.tokens.flatten(0, 1), kind)
             embeddings = embeddings.unflatten(0, rollout.tokens.shape[:2])
-        credit = self.method.credit(rollout, embeddings, self.policy.layout, context)
-        return credit.within(rollout.valid) if rollout.idle else credit
+        return self.method.credit(rollout, embeddings, self.policy.layout, context).within(rollout.valid)
+
+    def scored(self, rollout: Rollout) -> Float[Tensor, "R N"]:
+        """Log-probabilities under the policy that sampled, before any weight moves."""
+        rows, size = (rollout.row_condition, rollout.tokens.flatten(0, 1)), self.config.update.micro_batch
+        return frozen_replay(self.weights.trained, *rows, size, self.distribution, valid=rollout.row_valid).lp
 
     def update(self, number: int, groups: Groups) -> dict[str, float]:
         """The optimizer steps on one rollout."""
-        settings, method, own = self.config.update, self.method, len(groups.mine)
+        settings, method = self.config.update, self.method
         earned, rollout = self.advantages(groups), self.idle.fill(groups.rollout)
         earned = F.pad(earned[[*groups.mine]], (0, 0, 0, rollout.idle)).to(rollout.tokens.device)
-        context = Context(
-            earned, number, self.config.steps, self.config.seed, lambda values: self.ranks.gather(values[:own])
-        )
         rate, trained = learning_rate(number, self.config.steps, settings), self.weights.trained
-        credit = self.credit(rollout, context)
-        sampled = rollout.statistics[self.distribution.sampler_statistic].flatten(0, 1)
-        old: Float[Tensor, "R N"] | None = None
-        for repeat in range(settings.updates_per_rollout):
-            if repeat and method.source == "current":
-                now = self.passes.anew(self.policy, rollout, method.credit.statistics)
-                credit = self.credit(now, context)
-            shares = denominators(credit.first(own), method.objective).over(self.ranks)
-            images = ImageRows.of(credit, earned, old, rollout.statistics.get(LOG_PROB))
+        parts = even_parts(len(rollout.prompts), settings.mini_batches)
+        old = [self.scored(rollout.part(part)) if len(parts) > 1 else None for part in parts]
+        credits, gap = dict[int, TokenCredit](), 0.0
+        for turn in range(settings.updates_per_rollout * len(parts)):
+            place, first = turn % len(parts), turn < len(parts)
+            here, images = rollout.part(parts[place]), earned[parts[place]]
+            busy = len(here.prompts) - here.idle
+            if turn and method.source == "current":
+                here = self.passes.anew(self.policy, here, method.credit.statistics)
+            if first or method.source == "current":
+                everyone = partial(self.everyone, busy)
+                context = Context(images, number, self.config.steps, self.config.seed, everyone)
+                credits[place] = self.credit(here, context)
+            credit = credits[place]
+            shares = denominators(credit.first(busy), method.objective, here.valid[:busy], self.limit).over(self.ranks)
+            rows = ImageRows.of(credit, images, old[place], here.statistics.get(LOG_PROB))
             sums, lp = backward(
-                trained, self.reference, method, rollout, images, shares, self.distribution, settings.micro_batch
+                trained, self.reference, method, here, rows, shares, self.distribution, settings.micro_batch
             )
             sums = self.ranks.totals(sums)
-            if repeat == 0:  # no weight has moved yet: lp is that of the policy that sampled, and the ratio was 1
-                old, difference = lp, (lp - sampled) * rollout.valid.flatten(0, 1)
-                gap = max(self.ranks.each(difference.abs().max().item()))
+            if first:
+                # Where it was not scored before: no weight has moved yet, lp is that of the policy that sampled.
+                was = lp if (before := old[place]) is None else before
+                old[place] = was
+                sampled = here.statistics[self.distribution.sampler_statistic].flatten(0, 1)
+                off = (was - sampled) * here.valid.flatten(0, 1)
+                gap = max(gap, *self.ranks.each(off.abs().max().item()))
             self.weights.add_up(gradients(self.optimizer))
             norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
             self.weights.refresh()

@@ -1,6 +1,7 @@
 """One optimizer step: gradients added up over micro-batches, then weights moved unless something is not finite."""
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -62,6 +63,12 @@ def backward(
                 sums[name] = sums.get(name, 0) + value.detach().double()
         log_probs.append(replayed.lp.detach())
     return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)), torch.cat(log_probs)
+
+
+def even_parts(prompts: int, number: int) -> list[slice]:
+    """So many prompts in so many consecutive parts, none of which has two more than another, and none nothing."""
+    cuts = [prompts * part // number for part in range(number + 1)]
+    return [slice(start, stop) for start, stop in pairwise(cuts) if start < stop]
 
 
 def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:

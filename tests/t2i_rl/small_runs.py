@@ -48,9 +48,9 @@ class TokenCollector(Collector):
 
     collected: Collected
 
-    def decode(self, rollout: Rollout) -> ndarray:
-        pixels = rollout.tokens.reshape(*rollout.tokens.shape[:2], 1, -1, 1)
-        return pixels.expand(-1, -1, -1, -1, 3).to(torch.uint8).numpy()
+    def decode(self, rollout: Rollout) -> list[ndarray]:
+        pixels = rollout.tokens.flatten(0, 1)[:, None, :, None]
+        return [*pixels.expand(-1, -1, -1, 3).to(torch.uint8).numpy()]
 
     def collect(self, step: int, clock: Clock) -> Collected:
         self.collected = super().collect(step, clock)

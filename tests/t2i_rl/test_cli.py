@@ -55,8 +55,8 @@ REFUSED = [
     ("generate absent.parquet", "unknown prompts 'absent.parquet': give shapes:train"),
     ("generate ring --negative-prompt bad.txt", "negative-prompt is 'bad.txt', which names a file"),
     ("generate ring \udcff", r"'\udcff' on the command line holds bytes that are not UTF-8 (\udcff): mend the text"),
-    ("train --contrast-prompt \udcff", "on the command line holds bytes that are not UTF-8"),
-    ("train --contrast-prompt bad.TXT", "contrast-prompt is 'bad.TXT', which names a file"),
+    ("train --contrast text:\udcff", "on the command line holds bytes that are not UTF-8"),
+    ("train --contrast text:bad.TXT", "contrast is 'bad.TXT', which names a file"),
     ("train --negative-prompt shapes:train", "negative-prompt is 'shapes:train', which names a file or a set"),
     ("heatmap absent.csv", "the prompt is 'absent.csv', which names a file or a set of prompts"),
     ("report runs/a --prompt absent.txt", "the prompt is 'absent.txt', which names a file or a set of prompts"),
@@ -151,13 +151,13 @@ def test_flag_over_run_file_over_preset(tmp_path: Path):
 
 
 def test_flags_of_several_kinds():
-    words = "--negative-prompt blurry --contrast-prompt dull --reward-weights strict 1 total 0.5"
+    words = "--negative-prompt blurry --contrast text:dull --reward-weights strict 1 total 0.5"
     words += " --update.log-prob cfg --update.no-unconditional-gradient"
     config = resolve(words.split())
-    assert (config.rollout.sampling.negative_prompt, config.contrast_prompt) == ("blurry", "dull")
+    assert (config.rollout.sampling.negative_prompt, config.contrast) == ("blurry", "text:dull")
     assert config.reward_weights == {"strict": 1.0, "total": 0.5}
     assert config.update.log_prob == "cfg" and not config.update.unconditional_gradient
-    assert resolve([]).contrast_prompt is None and resolve(["--contrast-prompt", ""]).contrast_prompt == ""
+    assert resolve([]).contrast is None and resolve(["--contrast", "null"]).contrast == "null"
 
 
 def test_what_picks_the_preset(tmp_path: Path):
@@ -179,7 +179,7 @@ def test_a_run_file_is_refused_by_name(tmp_path: Path):
         ('method = "ppo"', "there is no method 'ppo'"),
         ("[rollout]\ngroup-size = 0", "rollout.group-size is 0"),
         ("steps =", "is not valid TOML"),
-        ('{"contrast_prompt": "dull \\ud83d"}', r"contrast_prompt holds half of a character \(\\ud83d\)"),
+        ('{"contrast": "dull \\ud83d"}', r"contrast holds half of a character \(\\ud83d\)"),
     ):
         file = tmp_path / ("run.json" if text.startswith("{") else "run.toml")
         file.write_text(text)

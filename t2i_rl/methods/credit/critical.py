@@ -67,6 +67,7 @@ class CriticalTokens:
     """
 
     statistics: ClassVar[tuple[str, ...]] = ("entropy",)
+    places: ClassVar[bool] = True
 
     share: float = 0.1
     local_mean: bool = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Bool, Float
 
-from t2i_rl.methods.credit.entropy import check_share, top_tokens
+from t2i_rl.methods.credit.entropy import check_share
 from t2i_rl.methods.credit.rule import UNKNOWN, Context, Embedding, TokenCredit
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class DownSampling:
     statistics: ClassVar[tuple[str, ...]] = ("entropy",)
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = True
+    places: ClassVar[bool] = False
 
     samples: float = 0.5
     tokens: float = 0.5
@@ -50,11 +51,13 @@ class DownSampling:
         layout: TokenLayout,
         context: Context = UNKNOWN,
     ) -> TokenCredit:
+        from t2i_rl.tokenmaps import top_share
+
         advantages, entropy = context.known_advantages("d3s"), rollout.statistics["entropy"]
         done = context.progress if self.relax else 0.0
         samples, tokens = (share + (1 - share) * done for share in (self.samples, self.tokens))
         kept = most_varied(advantages, max(2, math.ceil(samples * advantages.shape[-1])))
-        mask = kept[..., None] & top_tokens(advantages.abs()[..., None] * entropy, tokens)
+        mask = kept[..., None] & top_share(advantages.abs()[..., None] * entropy, tokens, rollout.valid)
         return TokenCredit(entropy.new_ones(entropy.shape), mask)
 
 

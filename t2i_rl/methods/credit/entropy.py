@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.rule import UNKNOWN, Context, Embedding, TokenCredit
@@ -40,6 +40,7 @@ class EntropyTokens:
     statistics: ClassVar[tuple[str, ...]] = ("entropy",)
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = False
 
     share: float = 0.2
     which: End = "top"
@@ -57,12 +58,15 @@ class EntropyTokens:
         layout: TokenLayout,
         context: Context = UNKNOWN,
     ) -> TokenCredit:
+        from t2i_rl.tokenmaps import top_share
+
         entropy = rollout.statistics["entropy"]
         values = entropy if self.which == "top" else -entropy
         if self.over == "batch":
-            mask = values >= upper_quantile(context.everyone(values), self.share)
+            there = context.everyone(values.where(rollout.valid, math.nan))
+            mask = rollout.valid & (values >= upper_quantile(there[~there.isnan()], self.share))
         else:
-            mask = top_tokens(values, self.share)
+            mask = top_share(values, self.share, rollout.valid)
         return TokenCredit(entropy.new_ones(entropy.shape), mask, {"entropy": mask})
 
 
@@ -76,6 +80,7 @@ class RandomTokens:
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = False
 
     share: float = 0.3
 
@@ -90,12 +95,13 @@ class RandomTokens:
         context: Context = UNKNOWN,
     ) -> TokenCredit:
         from t2i_rl.rollout.noise import occurrences, uniforms
+        from t2i_rl.tokenmaps import top_share
 
         # The prompt is marked: the noise that sampled the tokens must not choose among them.
         marked = [f"random tokens: {prompt}" for prompt in rollout.prompts]
         numbers = occurrences(rollout.prompts)
         drawn = uniforms(context.seed, context.step, marked, numbers, *rollout.tokens.shape[1:])
-        mask = top_tokens(drawn, self.share).to(rollout.tokens.device)
+        mask = top_share(drawn.to(rollout.tokens.device), self.share, rollout.valid)
         return TokenCredit(mask.new_ones(mask.shape).float(), mask, {"random": mask})
 
 
@@ -104,16 +110,9 @@ def check_share(rule: str, share: float) -> None:
         raise UserError(f"{rule}: the share {share} of the tokens must be in (0, 1]")
 
 
-def upper_quantile(values: Float[Tensor, "P G N"], share: float) -> Float[Tensor, ""]:
+def upper_quantile(values: Float[Tensor, ...], share: float) -> Float[Tensor, ""]:
     """The `1 - share` quantile of the values, linearly interpolated."""
     ordered = values.flatten().sort().values
     place = (1 - share) * (len(ordered) - 1)
     below, part = ordered[math.floor(place)], place - math.floor(place)
     return below + part * (ordered[math.ceil(place)] - below)
-
-
-def top_tokens(values: Float[Tensor, "... N"], share: float) -> Bool[Tensor, "... N"]:
-    """The `ceil(share * N)` largest values of each image; the earliest of equal ones."""
-    size = math.ceil(share * values.shape[-1])
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    return values.new_zeros(values.shape).bool().scatter(-1, order[..., :size], True)

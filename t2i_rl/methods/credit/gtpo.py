@@ -28,6 +28,7 @@ class ConflictingTokens:
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = True
+    places: ClassVar[bool] = True
 
     def __call__(
         self,

@@ -1,15 +1,16 @@
 """Guidance contrast: a token earns what the prompt changed in its prediction.
 
 Guidance Contrastive Policy Optimization (arXiv:2605.29198). The token statistic is the exact divergence
-`D_t = KL(p(. | prompt) || p(. | no prompt))` (eq. 4); the weight is its rank within the image (eq. 5), a factor of the
-advantage (eqs. 6 and 7).
+`D_t = KL(p(. | prompt) || p(. | no prompt))` (eq. 4), on answers in text from a negative prompt; the weight is its rank
+within the image or the answer (eq. 5), a factor of the advantage (eqs. 6 and 7).
 
 Differences between paper and released code, and what we chose:
 - D is exact in the paper and a one-sample k3 estimate in the release. Exact: the sampler has both
   distributions in hand, so it costs nothing.
 - The paper's weights are percentiles (mean 0.5), the release's a power law of the rank (mean 1): both are here.
 - The release breaks ties in arbitrary order: ours share their mean rank.
-- The release measures k3 in a second pass after sampling: ours is the sampler's, at the same weights.
+- The release measures k3 in a second pass after sampling: ours is the sampler's, at the same weights. On text it
+  measures under the weights of each optimizer step: the method's `source`.
 - The release also spares highly weighted tokens half of the KL, which the paper does not mention: `kl_reweight`.
 - Softmax and min-max weights, |log-ratio| and information gain are ablations of the paper that its release lacks.
 """
@@ -20,7 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.rule import UNKNOWN, Context, Embedding, TokenCredit
@@ -45,11 +46,12 @@ LOOKED_AT = {
     "ties": ("percentile", "power"),
 }
 K3_MOST = 10.0  # nats: the release's bound of the estimate
+LEAST = -1e30  # beside it every exponential is 0, and a row of nothing else still has a softmax
 
 
 @dataclass(frozen=True)
 class GuidanceContrast:
-    """Weights every token by the rank of its divergence among the tokens of its image.
+    """Weights every token by the rank of its divergence among the tokens of its image or answer.
 
     statistic: the divergence between the predictions with and without prompt. `kl_exact`, `js`: over the vocabulary;
         from the sampled token alone: `k3`, `ig` (its gain in log-probability), `abs` (the size of that).
@@ -64,6 +66,7 @@ class GuidanceContrast:
 
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = False
 
     statistic: Statistic = "kl_exact"
     normalize: Normalize = "percentile"
@@ -104,29 +107,35 @@ class GuidanceContrast:
     ) -> TokenCredit:
         first, *second = (rollout.statistics[name] for name in self.statistics)
         divergence = contrast(first, second[0], self.statistic) if second else first
-        weight = self.weights(divergence)
+        weight = self.weights(divergence, rollout.valid)
         factor = kl_factor(weight) if self.kl_reweight else None
-        return TokenCredit(weight, divergence.new_ones(divergence.shape).bool(), kl=factor)
+        return TokenCredit(weight, rollout.valid, kl=factor)
 
-    def weights(self, divergence: Float[Tensor, "... N"]) -> Float[Tensor, "... N"]:
-        """The weight of every token, from the divergences of its image."""
-        weight = self._normalized(divergence)
-        return weight / weight.mean(-1, keepdim=True).clamp(min=1e-8) if self.rescale == "mean1" else weight
+    def weights(
+        self, divergence: Float[Tensor, "... N"], valid: Bool[Tensor, "... N"] | None = None
+    ) -> Float[Tensor, "... N"]:
+        """The weight of every token, from the divergences of its row; 0 for those that are not valid."""
+        from t2i_rl.tokenmaps import every, row_mean
 
-    def _normalized(self, divergence: Float[Tensor, "... N"]) -> Float[Tensor, "... N"]:
-        from t2i_rl.tokenmaps import percentile_ranks
+        valid = every(divergence, valid)
+        weight = self._normalized(divergence, valid).masked_fill(~valid, 0)
+        return weight / row_mean(weight, valid).clamp(min=1e-8) if self.rescale == "mean1" else weight
+
+    def _normalized(self, divergence: Float[Tensor, "... N"], valid: Bool[Tensor, "... N"]) -> Float[Tensor, "... N"]:
+        from t2i_rl.tokenmaps import percentile_ranks, row_length, top_share
 
         match self.normalize:
             case "percentile":
-                return percentile_ranks(divergence, self.ties)
+                return percentile_ranks(divergence, self.ties, valid)
             case "power":
-                return power_weights(divergence, self.top, self.mass, self.ties)
+                return power_weights(divergence, self.top, self.mass, self.ties, valid)
             case "softmax":
-                return divergence.shape[-1] * (divergence / self.temperature).softmax(-1)
+                tempered = (divergence / self.temperature).masked_fill(~valid, LEAST)
+                return row_length(valid) * tempered.softmax(-1)
             case "minmax":
-                return minmax(divergence)
+                return minmax(divergence, valid)
             case "topk":
-                return highest(divergence, self.top)
+                return top_share(divergence, self.top, valid).to(divergence.dtype)
             case "none":
                 return divergence.new_ones(divergence.shape)
 
@@ -152,30 +161,30 @@ def power_weights(
     top: float = 0.4,
     mass: float = 0.8,
     ties: Ties = "average",
+    valid: Bool[Tensor, "... N"] | None = None,
 ) -> Float[Tensor, "... N"]:
-    """`(rank / N)^alpha` scaled to sum to N per image, so that the `top` tokens hold about `mass` of the weight.
+    """`(rank / n)^alpha` scaled to sum to n per row of n, so that the `top` tokens hold about `mass` of the weight.
 
     `alpha = ln(1 - mass) / ln(1 - top) - 1`, from the integral of the power law up to `1 - top`.
     """
-    from t2i_rl.tokenmaps import ranks
+    from t2i_rl.tokenmaps import every, ranks, row_length, row_mean
 
+    valid = every(values, valid)
     alpha = math.log(1 - mass) / math.log(1 - top) - 1
-    weight = (ranks(values, ties) / values.shape[-1]) ** alpha
-    return weight / weight.mean(-1, keepdim=True)
+    weight = (ranks(values, ties, valid) / row_length(valid)) ** alpha
+    mean = row_mean(weight, valid)
+    return weight / mean.where(mean > 0, 1)
 
 
-def minmax(values: Float[Tensor, "... N"]) -> Float[Tensor, "... N"]:
-    """The values of an image, stretched to [0, 1]; 1 where all are equal."""
-    above = values - values.amin(-1, keepdim=True)
+def minmax(values: Float[Tensor, "... N"], valid: Bool[Tensor, "... N"] | None = None) -> Float[Tensor, "... N"]:
+    """The values of a row, stretched to [0, 1]; 1 where all are equal."""
+    from t2i_rl.tokenmaps import every
+
+    valid = every(values, valid)
+    least = values.where(valid, math.inf).amin(-1, keepdim=True)
+    above = (values - least).where(valid, 0)
     most = above.amax(-1, keepdim=True)
-    return (above / most.where(most > 0, 1)).where(most > 0, 1)
-
-
-def highest(values: Float[Tensor, "... N"], share: float) -> Float[Tensor, "... N"]:
-    """1 for the `ceil(share * N)` largest values of an image, 0 for the others; the earliest of equal ones."""
-    size = math.ceil(share * values.shape[-1])
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    return values.new_zeros(values.shape).scatter(-1, order[..., :size], 1.0)
+    return (above / most.where(most > 0, 1)).where(most > 0, 1).where(valid, 0)
 
 
 def kl_factor(weight: Float[Tensor, "... N"]) -> Float[Tensor, "... N"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from t2i_rl.errors import UserError
 from t2i_rl.methods.credit.rule import UNKNOWN, Context, Embedding, TokenCredit
@@ -36,6 +36,7 @@ class ReshapedImportance:
 
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = False
 
     importance: StatisticName = "kl_cond_uncond"
     quantile: float = 0.5
@@ -60,19 +61,29 @@ class ReshapedImportance:
         layout: TokenLayout,
         context: Context = UNKNOWN,
     ) -> TokenCredit:
-        weight = reshape(rollout.statistics[self.importance], self.quantile, self.floor, self.boost)
-        return TokenCredit(weight, weight.new_ones(weight.shape).bool())
+        weight = reshape(rollout.statistics[self.importance], self.quantile, self.floor, self.boost, rollout.valid)
+        return TokenCredit(weight, rollout.valid)
 
 
-def reshape(importance: Float[Tensor, "... N"], quantile: float, floor: float, boost: float) -> Float[Tensor, "... N"]:
-    """With x the min-max of `log(1 + importance)` in the image and q its quantile, scaled to mean 1:
+def reshape(
+    importance: Float[Tensor, "... N"],
+    quantile: float,
+    floor: float,
+    boost: float,
+    valid: Bool[Tensor, "... N"] | None = None,
+) -> Float[Tensor, "... N"]:
+    """With x the min-max of `log(1 + importance)` in the row and q its quantile, scaled to mean 1:
 
     `max(x / q, floor)` below q, and `1 + boost * (x - q) / (1 - q)` from q on.
     """
-    from t2i_rl.methods.credit.guidance import minmax
+    import torch
 
-    x = minmax(importance.log1p())
-    q = x.quantile(quantile, dim=-1, keepdim=True)
+    from t2i_rl.methods.credit.guidance import minmax
+    from t2i_rl.tokenmaps import every, row_mean
+
+    valid = every(importance, valid)
+    x = minmax(importance.log1p(), valid)
+    q = x.masked_fill(~valid, torch.nan).nanquantile(quantile, dim=-1, keepdim=True)
     low, high = (x / q.clamp(min=1e-8)).clamp(min=floor), 1 + boost * (x - q) / (1 - q).clamp(min=1e-8)
-    weight = low.where(x < q, high)
-    return weight / weight.mean(-1, keepdim=True)
+    weight = low.where(x < q, high).masked_fill(~valid, 0)
+    return weight / row_mean(weight, valid)

@@ -29,11 +29,12 @@ WindowUnit = Literal["row", "scale"]
 
 @dataclass(frozen=True)
 class EarlyTokens:
-    """Weights that fall linearly over the decoding blocks, from `1 + slope` to `1 - slope`."""
+    """Weights that fall linearly over the decoding blocks, from `1 + slope` to `1 - slope` at the end of the row."""
 
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = False
 
     slope: float = 0.5
 
@@ -48,11 +49,13 @@ class EarlyTokens:
         layout: TokenLayout,
         context: Context = UNKNOWN,
     ) -> TokenCredit:
-        last = max(len(layout.blocks) - 1, 1)
-        by_token = [1 + self.slope * (1 - 2 * i / last) for i, size in enumerate(layout.blocks) for _ in range(size)]
-        weight = rollout.tokens.new_ones(rollout.tokens.shape).float()
-        weight = weight * weight.new_tensor(by_token)
-        return TokenCredit(weight, weight.new_ones(weight.shape).bool())
+        import torch
+
+        sizes = torch.tensor(layout.blocks, device=rollout.tokens.device)
+        block = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+        last = block[rollout.lengths - 1].clamp(min=1)[..., None]
+        weight = (1 + self.slope * (1 - 2 * block[: rollout.tokens.shape[-1]] / last.double())).float()
+        return TokenCredit(weight.where(rollout.valid, 0), rollout.valid)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class SlidingWindow:
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = True
 
     unit: WindowUnit = "row"
     size: int = 4

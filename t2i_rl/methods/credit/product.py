@@ -44,6 +44,10 @@ class Product:
         return any(rule.compares for rule in self.rules)
 
     @property
+    def places(self) -> bool:
+        return any(rule.places for rule in self.rules)
+
+    @property
     def embeddings(self) -> Embedding | None:
         return next((rule.embeddings for rule in self.rules if rule.embeddings), None)
 

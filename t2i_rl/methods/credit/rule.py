@@ -104,6 +104,11 @@ class CreditRule(Protocol):
         """Whether it compares the images of a group, so that one image alone has no credit."""
         ...
 
+    @property
+    def places(self) -> bool:
+        """Whether it looks at places of a picture, or at one place in several: answers in text have none."""
+        ...
+
     def __call__(
         self,
         rollout: Rollout,
@@ -122,6 +127,7 @@ class UniformCredit:
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -130,5 +136,4 @@ class UniformCredit:
         layout: TokenLayout,
         context: Context = UNKNOWN,
     ) -> TokenCredit:
-        weight = rollout.tokens.new_ones(rollout.tokens.shape).float()
-        return TokenCredit(weight, weight.bool())
+        return TokenCredit(rollout.valid.float(), rollout.valid)

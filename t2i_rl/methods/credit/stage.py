@@ -30,6 +30,7 @@ class DissimilarTokens:
     statistics: ClassVar[tuple[str, ...]] = ()
     embeddings: ClassVar[Embedding | None] = "codebook"
     compares: ClassVar[bool] = True
+    places: ClassVar[bool] = True
 
     def __call__(
         self,

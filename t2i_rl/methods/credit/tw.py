@@ -29,6 +29,7 @@ class DivergentPositions:
     statistics: ClassVar[tuple[str, ...]] = ("group_divergence",)
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = True
+    places: ClassVar[bool] = True
 
     most: float = 1.75
 

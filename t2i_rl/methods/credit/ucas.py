@@ -7,6 +7,7 @@ token loses `penalty` times the min-max (over the batch) of its raw logit, posit
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +30,7 @@ class UncertaintyShaping:
     statistics: ClassVar[tuple[str, ...]] = ("kl_uniform", "logit_cond")
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = True
+    places: ClassVar[bool] = False
 
     success: float = 0.25
     failure: float = 0.35
@@ -46,7 +48,8 @@ class UncertaintyShaping:
         context: Context = UNKNOWN,
     ) -> TokenCredit:
         certainty, logit = (rollout.statistics[name] for name in self.statistics)
-        lowest, highest = context.everyone(logit.amin(-1)).min(), context.everyone(logit.amax(-1)).max()
+        least, most = logit.where(rollout.valid, math.inf).amin(-1), logit.where(rollout.valid, -math.inf).amax(-1)
+        lowest, highest = context.everyone(least).min(), context.everyone(most).max()
         shaped = shaped_advantages(
             context.known_advantages("ucas"),
             certainty.sum(-1),
@@ -55,8 +58,7 @@ class UncertaintyShaping:
             self.failure,
             self.penalty,
         )
-        ones = shaped.new_ones(shaped.shape)
-        return TokenCredit(ones, ones.bool(), advantages=shaped)
+        return TokenCredit(shaped.new_ones(shaped.shape), rollout.valid, advantages=shaped)
 
 
 def shaped_advantages(

@@ -1,7 +1,13 @@
 """VPPO: only the tokens that depend most on what is shown, and images as a whole by how much they do.
 
-Visually-Perceptive Policy Optimization (arXiv:2510.09285), carried over from seeing an image to seeing the prompt. The
-dependency of a token is the k3 estimate of KL(with prompt || without), in [0, 10] nats, from the rollout.
+Visually-Perceptive Policy Optimization (arXiv:2510.09285): how much an answer depends on the picture that is asked
+about, or, carried over, a picture on its prompt. The dependency of a token is the k3 estimate of KL(with || without),
+in [0, 10] nats, from the rollout; without is the contrast's branch, in the paper the question with a masked picture.
+
+Differences between paper and released code, and what we chose:
+- The release takes the least and the most over a process and the mean factor over a micro-batch, so the factor depends
+  on how rows are split. Ours: all over the optimizer step.
+- The release masks anew for each answer of a group. Ours: one mask per question, so that answers compare.
 """
 
 from __future__ import annotations
@@ -21,6 +27,9 @@ if TYPE_CHECKING:
     from t2i_rl.rollout.groups import Rollout
 
 
+NO_SPREAD = 1e-6  # nats
+
+
 @dataclass(frozen=True)
 class PerceptiveTokens:
     """Weight 1 for the most dependent tokens of an image and 0 for the others, times a factor of the image.
@@ -32,6 +41,7 @@ class PerceptiveTokens:
     statistics: ClassVar[tuple[str, ...]] = ("logp_cond", "logp_uncond")
     embeddings: ClassVar[Embedding | None] = None
     compares: ClassVar[bool] = False
+    places: ClassVar[bool] = False
 
     share: float = 0.4
     least: float = 0.9
@@ -47,14 +57,14 @@ class PerceptiveTokens:
         layout: TokenLayout,
         context: Context = UNKNOWN,
     ) -> TokenCredit:
-        from t2i_rl.methods.credit.guidance import contrast, highest
+        from t2i_rl.methods.credit.guidance import contrast
+        from t2i_rl.tokenmaps import row_mean, top_share
 
         dependency = contrast(rollout.statistics["logp_cond"], rollout.statistics["logp_uncond"], "k3")
-        kept = highest(dependency, self.share)
-        images = dependency.mean(-1)
+        kept = top_share(dependency, self.share, rollout.valid)
+        images = row_mean(dependency, rollout.valid)[..., 0]
         factor = trajectory_factor(images, context.everyone(images), self.least)
-        weight = kept * factor[..., None]
-        return TokenCredit(weight, kept.new_ones(kept.shape).bool(), {"perceptive": kept.bool()})
+        return TokenCredit(kept * factor[..., None], rollout.valid, {"perceptive": kept})
 
 
 def trajectory_factor(
@@ -62,10 +72,10 @@ def trajectory_factor(
 ) -> Float[Tensor, "P G"]:
     """`least + n (most - least)`, n the min-max of the batch's values and `most` such that the mean is 1.
 
-    Equal values give 1.
+    Equal values, within `NO_SPREAD`, give 1.
     """
     spread = batch - batch.min()
-    if spread.max() == 0:
+    if spread.max() <= NO_SPREAD:
         return dependency.new_ones(dependency.shape)
     stretched = (dependency - batch.min()) / spread.max()
     return least + stretched * (1 - least) / (spread / spread.max()).mean()

@@ -38,7 +38,7 @@ WINDOW = Method("window", "", credit=Product((GuidanceContrast(), SlidingWindow(
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_every_method_goes_with_the_defaults(method: Method):
-    check_settings(TrainConfig(), method)
+    check_settings(TrainConfig(update=UpdateConfig(updates_per_rollout=1 + (method.source == "current"))), method)
     check_layout(method, RASTER)
 
 
@@ -53,7 +53,7 @@ def test_every_method_goes_with_the_defaults(method: Method):
             TrainConfig(lora=LoraConfig(rank=4), trainable="head"),
             "trainable has no effect on a run with adapters",
         ),
-        ("grpo", TrainConfig(contrast_prompt=""), "contrast-prompt has no effect: method grpo"),
+        ("grpo", TrainConfig(contrast="null"), "contrast has no effect: method grpo"),
         ("cfg", TrainConfig(reward_order="normalize-then-sum"), "give several rewards, or name the parts"),
         (
             "cfg",
@@ -278,10 +278,10 @@ def test_a_trainer_is_refused_before_it_is_built():
 
 
 def test_the_command_line_refuses_them_too(capsys: pytest.CaptureFixture[str]):
-    words = "--method grpo --contrast-prompt blurry --negative-prompt x --reward-weights strict 0.5"
+    words = "--method grpo --contrast text:blurry --negative-prompt x --reward-weights strict 0.5"
     assert main(["train", *words.split(" ")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("t2i-rl: contrast-prompt has no effect: method grpo") and error.count("\n") == 1
+    assert error.startswith("t2i-rl: contrast has no effect: method grpo") and error.count("\n") == 1
 
 
 def test_the_help_says_where_methods_and_rewards_are_listed(capsys: pytest.CaptureFixture[str]):

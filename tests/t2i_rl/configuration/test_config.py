@@ -15,12 +15,12 @@ from t2i_rl.settings import override, read_settings
 
 
 def test_settings_that_may_be_absent_or_hold_names(tmp_path: Path):
-    config = override(TrainConfig(), {"contrast-prompt": "a ring", "reward-weights": {"strict": 1}}, "x.toml")
-    assert (config.contrast_prompt, config.reward_weights) == ("a ring", {"strict": 1.0})
+    config = override(TrainConfig(), {"contrast": "text:a ring", "reward-weights": {"strict": 1}}, "x.toml")
+    assert (config.contrast, config.reward_weights) == ("text:a ring", {"strict": 1.0})
     path = tmp_path / "config.json"
     path.write_text(to_json(config))
     assert override(TrainConfig(), read_settings(path), "config.json") == config
-    assert override(config, {"contrast_prompt": None}, "x.json").contrast_prompt is None
+    assert override(config, {"contrast": None}, "x.json").contrast is None
     assert fixed(config)["reward_weights.strict"] == 1.0 and fixed(TrainConfig())["reward_weights"] == {}
 
 
@@ -84,7 +84,7 @@ def test_nested_settings_and_both_spellings():
         ({"reward_weights": 3}, "reward_weights is 3: it has to hold named numbers"),
         ({"reward_weights": {"strict": "much"}}, "reward_weights, strict is 'much': it has to be of type float"),
         ({"reward_weights": {"strict": float("nan")}}, "it has to be names with finite numbers"),
-        ({"contrast_prompt": 3}, "contrast_prompt is 3: it has to be of type str"),
+        ({"contrast": 3}, "contrast is 3: it has to be of type str"),
         ({"seed": -1}, "seed is -1"),
         ({"on_reward_failure": "hope"}, "on_reward_failure is 'hope': choose one of stop, drop_group"),
         ({"reward_server": {"timeout": "long"}}, "x.toml, reward_server: timeout is 'long'"),

@@ -68,7 +68,8 @@ def test_a_method_turns_a_rollout_into_a_gradient(method: Method) -> None:
         return
     # On policy and at the reference the gradient is that of -A w lp over the denominator, if units share a weight.
     over = parts.policy * (mask.sum(-1, keepdim=True) if method.objective.denominator == "mean-of-images" else 1)
-    torch.testing.assert_close(lp.grad, -by_token * weight * mask / over)
+    likelihood = method.objective.nll * mask / parts.kl
+    torch.testing.assert_close(lp.grad, -by_token * weight * mask / over - likelihood)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())

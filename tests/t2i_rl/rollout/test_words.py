@@ -54,8 +54,8 @@ def test_a_model_without_control_tokens(policy: JanusPolicy, monkeypatch: pytest
         (["train", *TRAINED.split(), "--prompts", "bad.txt", "--heldout", "good.jsonl"], "bad.txt, line 2"),
         (["train", *TRAINED.split(), "--prompts", "good.jsonl", "--heldout", "bad.txt"], "bad.txt, line 2"),
         (
-            ["train", *TRAINED.split(), "--prompts", "good.jsonl", "--heldout", "good.jsonl", "--contrast-prompt", BAD],
-            "contrast-prompt",
+            [*f"train {TRAINED} --prompts good.jsonl --heldout good.jsonl --contrast".split(), f"text:{BAD}"],
+            "contrast",
         ),
         (
             ["train", *TRAINED.split(), "--prompts", "good.jsonl", "--heldout", "good.jsonl", "--negative-prompt", BAD],

@@ -72,7 +72,7 @@ def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
     [
         ("grpo", {"kind": Trainer}),
         ("grpo", {"micro_batch": 3}),
-        ("cfg", {"contrast_prompt": "a blue ring"}),
+        ("cfg", {"contrast": "text:a blue ring"}),
         ("dapo", {"micro_batch": 2}),
     ],
     ids=["real pictures", "uneven", "measured apart", "resampled"],

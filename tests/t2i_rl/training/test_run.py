@@ -226,7 +226,7 @@ REMEMBERING = [
     ("spo", ""),
     ("dapo", "--rollout.resample-rounds 3"),
     ("grpo", "--reward-weights total 2.0 --update.log-prob cfg --update.updates-per-rollout 2"),
-    ("cfg[source=current]", "--contrast-prompt ring --negative-prompt cross --update.updates-per-rollout 2"),
+    ("cfg[source=current]", "--contrast text:ring --negative-prompt cross --update.updates-per-rollout 2"),
 ]
 
 

@@ -320,7 +320,7 @@ class Crediting(TokenPictures):
 
 @pytest.mark.parametrize("contrast", [None, "a blue ring"])
 def test_the_source_of_the_statistics(contrast: str | None):
-    config = settings(updates_per_rollout=3, contrast_prompt=contrast)
+    config = settings(updates_per_rollout=3, contrast=contrast and f"text:{contrast}")
     fixed = trainer(METHODS["cfg"], config, kind=Crediting)
     fixed.step(1)
     assert len(fixed.seen) == 1
@@ -341,14 +341,15 @@ def test_guidance_and_contrast_together_and_apart(statistic: str):
     method = replace(METHODS["cfg"], credit=GuidanceContrast(statistic))
 
     def rollout(negative: str, contrast: str | None) -> Rollout:
-        config = settings(replace(SAMPLING, negative_prompt=negative), contrast_prompt=contrast)
+        config = settings(replace(SAMPLING, negative_prompt=negative), contrast=contrast)
         learner = trainer(method, config)
         learner.step(1)
         return learner.updated.rollout
 
     name = "kl_cond_uncond" if statistic == "kl_exact" else "logp_uncond"
     null, together, apart, back = (
-        rollout(*pair) for pair in (("", None), ("a blue ring", None), ("", "a blue ring"), ("a blue ring", ""))
+        rollout(*pair)
+        for pair in (("", None), ("a blue ring", None), ("", "text:a blue ring"), ("a blue ring", "null"))
     )
     assert torch.equal(null.tokens, apart.tokens) and torch.equal(together.tokens, back.tokens)
     assert not torch.equal(null.tokens, together.tokens)
