@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from t2i_rl.cli import main
@@ -229,3 +231,19 @@ def test_a_torn_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "own.jsonl").write_text(json.dumps(virl()))
     (tmp_path / "images.zip").write_bytes(b"PK")
     assert "images.zip cannot be unpacked (" in refused("virl39k", tmp_path, tmp_path / "out/virl39k.jsonl", capsys)
+
+
+def test_without_a_connection_the_command_that_fetches_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def offline(repository: str, **more: Any) -> str:
+        asked.update(more, repository=repository)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    assert main(["data", "make", "mathverse", "--out", str(tmp_path / "mathverse.jsonl")]) == 2
+    said = "cannot fetch PAPO-Galaxy/PAPO_eval from the hub (no connection): run `hf download --repo-type dataset PAPO-"
+    assert said in capsys.readouterr().err
+    assert asked["repo_type"] == "dataset" and "*AI4Math_MathVerse*" in "".join(asked["allow_patterns"])
