@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.files.config import read_json
-from models.registry import HUB_ID, MODEL_TYPES, MODELS, find
+from models.registry import FAMILIES, HUB_ID, MODEL_TYPES, MODELS, find
 
 JANUS = {(4, 128): "tiny", (24, 2048): "janus-pro-1b", (30, 4096): "janus-pro-7b"}  # by layers and width
 LAYERS, WIDTH = 32, 4096  # of a Llama whose config leaves them out
@@ -29,10 +29,10 @@ def kin(name_or_path: str) -> str | None:
     Raises ModelError for what is no model at all, and for a config.json that cannot be read.
     """
     entry = find(name_or_path)
-    if entry.family is not None:
+    if entry.family in FAMILIES:
         return entry.like or entry.name
     path = _here(entry.source)
-    if path is None:
+    if path is None or entry.family is not None:  # one of somebody's own
         return None
     folder = path if path.is_dir() else path.parent
     if (folder / "config.json").is_file() and (found := _by_config(read_json(folder / "config.json"))):

@@ -1,12 +1,13 @@
 """From a name to a policy: the models we know, and any folder or hub id of a family we know.
 
 A family is one file that holds a class with the `Policy` protocol and `load(source, dtype, device)`; a model is
-one line of `MODELS`. Nothing here imports torch before a model is loaded, so that `--help` stays quick.
+one line of `MODELS`. A family of your own is `MODULE:CLASS@SOURCE`, or an entry point by its `model_type`. Nothing here
+imports torch before a model is loaded, so that `--help` stays quick.
 """
 
-import importlib
 import re
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from models.errors import ModelError
 from models.files.adapter import ADAPTER_CONFIG, base_of, is_adapter
 from models.files.config import read_json
 from models.files.reading import digest, reading
+from models.own import MODELS as ENTRY_POINTS
+from models.own import SPELT, brought
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from models.policy import Policy
 
 TINY, TINY_VLM = (Path(__file__).parent / name for name in ("tiny", "tiny_vlm"))
+OWN = rf"({SPELT})@(.+)"  # a family of your own, and what its `load` takes
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
 
 FAMILIES = {  # module and class
@@ -155,12 +159,20 @@ def find(name_or_path: str) -> ModelEntry:
     """
     if name_or_path in MODELS:
         return MODELS[name_or_path]
+    if own := re.fullmatch(OWN, name_or_path):
+        return ModelEntry(name_or_path, own[1], own[2], "unknown", None, None)
     for name, entry in MODELS.items():
         if name_or_path in (entry.source, *entry.copies):
             return replace(entry, name=name_or_path, source=name_or_path, like=entry.like or name)
     if Path(name_or_path).exists() or re.fullmatch(HUB_ID, name_or_path):
         return ModelEntry(name_or_path, None, name_or_path, "unknown", None, None)
     raise ModelError(f"unknown model {name_or_path!r}: give a folder, a hub id or one of the names {', '.join(MODELS)}")
+
+
+def elsewhere(model: str, folder: Path) -> str:
+    """A checkpoint of a model in another folder, by the name that leads to the model's family again."""
+    own = re.fullmatch(OWN, model)
+    return f"{own[1]}@{folder}" if own else str(folder)
 
 
 def family_of(source: str) -> str:
@@ -177,6 +189,8 @@ def family_of(source: str) -> str:
         model_type = read_json(config).get("model_type")
         if isinstance(model_type, str) and model_type in MODEL_TYPES:
             return MODEL_TYPES[model_type]
+        if isinstance(model_type, str) and (installed := [*entry_points(group=ENTRY_POINTS, name=model_type)]):
+            return installed[0].value
     for pattern, family in FILES.items():
         if any(folder.glob(pattern)):
             return family
@@ -215,8 +229,7 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
     kin = entry.family or family_of(entry.source)
     if draws and kin in ANSWERING:
         raise ModelError(f"{name_or_path} answers in text, and this draws pictures: choose another (t2i-rl models)")
-    module, name = FAMILIES[kin]
-    family = getattr(importlib.import_module(module), name)
+    family = brought(":".join(FAMILIES.get(kin) or (kin,)), ENTRY_POINTS)
     policy: Policy = family.load(entry.source, dtype or torch.float32, device)
     if entry.scales not in (None, tuple(height for height, _ in policy.layout.maps)):
         raise ModelError(

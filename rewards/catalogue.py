@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from rewards.errors import RewardError
+from rewards.own import as_reward, brought
 
 if TYPE_CHECKING:
     from rewards.geneval.colors import ClipColors
@@ -233,7 +234,14 @@ REWARDS: dict[str, RewardEntry] = {
 
 
 def find(name: str) -> RewardEntry:
-    """The reward of that name. Raises RewardError that names those that there are."""
-    if name not in REWARDS:
-        raise RewardError(f"there is no reward named {name!r}: choose one of {', '.join(REWARDS)}")
-    return REWARDS[name]
+    """The reward of that name, or one that is brought along (`rewards.own`).
+
+    Raises RewardError that names those that there are.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    if (found := brought(name)) is None:
+        raise RewardError(
+            f"there is no reward named {name!r}: choose one of {', '.join(REWARDS)}, or one of your own as MODULE:NAME"
+        )
+    return found if isinstance(found, RewardEntry) else RewardEntry(partial(as_reward, found, name))

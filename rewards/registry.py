@@ -4,11 +4,13 @@
     geneval:1.0 hpsv2:0.5                               a weighted sum (`rewards.compose`)
     shapes@http://10.0.0.1:8100,http://10.0.0.2:8100    served elsewhere (`rewards.http.client`)
     geneval:1.0@http://10.0.0.1:8100 hpsv2:0.5          both
+    my_rewards:redness:0.5 shapes                       one of your own (`rewards.own`), with a weight
 
 A specification is read without torch; what its rewards need is imported when they are built.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 from rewards.catalogue import REWARDS, RewardEntry, Samples, find
 from rewards.errors import RewardError
 from rewards.files.noted import noted_as
+from rewards.own import SPELT
 
 if TYPE_CHECKING:
     from rewards.http.patience import Patience
@@ -34,7 +37,7 @@ class Term:
 
     @property
     def entry(self) -> RewardEntry:
-        return REWARDS[self.name]
+        return find(self.name)
 
 
 def check_servable(name: str) -> None:
@@ -67,7 +70,9 @@ def _term(word: str) -> Term:
     if word.startswith(("http://", "https://")):
         raise RewardError(f"{word!r} lacks the name of its reward: write NAME@{word}")
     before, at, after = word.partition("@")
-    name, colon, number = before.partition(":")
+    own = re.match(rf"{SPELT}(?=:|$)", before)
+    name = own[0] if own and before.partition(":")[0] not in REWARDS else before.partition(":")[0]
+    colon, number = before[len(name) :][:1], before[len(name) + 1 :]
     find(name)
     weight = None
     if colon:

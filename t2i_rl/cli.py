@@ -17,7 +17,7 @@ from models.errors import ModelError
 from rewards.errors import RewardError
 from t2i_rl.commands.compare import compare
 from t2i_rl.commands.data import data
-from t2i_rl.commands.describe import check, methods, models, plan, presets
+from t2i_rl.commands.describe import check, methods, models, plan, presets, rewards
 from t2i_rl.commands.evaluate import evaluate
 from t2i_rl.commands.export import export
 from t2i_rl.commands.generate import generate
@@ -101,6 +101,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "serve": serve,
     "methods": methods,
     "models": models,
+    "rewards": rewards,
     "presets": presets,
     "plan": plan,
     "check": check,

@@ -303,10 +303,9 @@ BENCHMARKS: dict[str, type[Evaluating]] = {**SINGLE, "all": EvalAll}
 def build_scorers(specifications: Mapping[str, str], device: str) -> dict[str, Scorer]:
     """Rewards as scorers, by name. Raises RewardError."""
     from eval.benchmark import RewardScorer
-    from rewards.catalogue import find
     from rewards.registry import build
 
-    for name in specifications:
-        if find(name).comparing:
+    for name, specification in specifications.items():
+        if any(term.entry.comparing for term in terms(specification)):
             raise UserError(f"{name!r} compares the images of one call, so its scores are no figure: leave it out")
     return {name: RewardScorer(build(specification, device)) for name, specification in specifications.items()}

@@ -1,4 +1,4 @@
-"""`t2i-rl methods | models | presets | plan | check`: what there is, what a run needs, if a checkpoint is sound."""
+"""`t2i-rl methods | models | rewards | presets | plan | check`: what there is, what runs need, what is sound."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import tyro
 
 from models.kin import kin
 from models.registry import MODELS, TINY
+from rewards.catalogue import REWARDS
 from t2i_rl.commands.arguments import Drawing, one_sentence, parse
 from t2i_rl.configuration.adapter_presets import ADAPTED
 from t2i_rl.configuration.config import RewardSpecification, to_json
@@ -26,6 +27,11 @@ MODELS_HELP = """usage: t2i-rl models
 
 The models that have a name: family, token grid or scales, guidance, licence, where they come from.
 --model also takes a checkpoint folder or a hub id."""
+REWARDS_HELP = """usage: t2i-rl rewards
+
+The rewards that have a name: what they score, between which numbers, and what they load, or which variable
+has the address of the model that they ask. docs/rewards.md says what each measures. --reward also takes sums, servers,
+and one of your own as MODULE:NAME."""
 PRESETS_HELP = """usage: t2i-rl presets [NAME | --cards]
 
 Without a word: every preset in one line; NAME-lora is the same with adapters. With a name: the whole of it, as a run
@@ -73,6 +79,21 @@ def models(arguments: Sequence[str]) -> None:
     for entry in MODELS.values():
         source = "shipped" if entry.source == str(TINY) else entry.source
         rows.append((entry.name, str(entry.family), entry.grid, str(entry.guidance), entry.licence, source))
+    _print(rows)
+
+
+def rewards(arguments: Sequence[str]) -> None:
+    """list the rewards that have a name"""
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise UserError(f"t2i-rl rewards lists all rewards and takes nothing: leave out {arguments[0]}")
+    if arguments:
+        print(REWARDS_HELP)
+        return
+    rows: list[tuple[str, ...]] = [("name", "of", "range", "loads, or asks")]
+    for name, entry in REWARDS.items():
+        needs = [one.source.rpartition("/")[2] if "://" in one.source else one.source for one in entry.weights]
+        low, high = entry.range
+        rows.append((name, entry.scores, f"{low:g}..{high:g}", ", ".join(needs) or entry.endpoint or "nothing"))
     _print(rows)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.device import device_of
+from models.own import BENCHMARKS as ENTRY_POINTS
+from models.own import brought
 from t2i_rl.commands.arguments import parse
 from t2i_rl.commands.benchmarks import BENCHMARKS, EvalAll, EvalFile, Evaluating
 from t2i_rl.commands.reasoning import REASONING, EvalReasoning
@@ -32,7 +34,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         print("usage: t2i-rl eval BENCHMARK [OPTIONS]\n")
         for name, kind in (BENCHMARKS | REASONING).items():
             print(f"  {name:<15}{str(kind.__doc__).partition(chr(10))[0]}")
-        print(f"  {'FILE' + TOML:<15}A benchmark of your own (docs/add-a-benchmark.md).\n")
+        print(f"  {'FILE' + TOML:<15}A benchmark of your own (docs/add-a-benchmark.md).")
+        print(f"  {'MODULE:CLASS':<15}The same, with code of your own (docs/make-it-yours.md).\n")
         print("See t2i-rl eval BENCHMARK --help")
         return
     chosen = _chosen(arguments)
@@ -49,18 +52,23 @@ def evaluate(arguments: Sequence[str]) -> None:
 def _chosen(arguments: Sequence[str]) -> Evaluating | EvalReasoning:
     """The benchmark that is named, with its options. Raises UserError."""
     wanted = arguments[0] if arguments else ""
-    if wanted in BENCHMARKS:
-        return parse(BENCHMARKS[wanted], arguments[1:], f"eval {wanted}")
     if wanted in REASONING:
         return parse(REASONING[wanted], arguments[1:], f"eval {wanted}")
+    kind = BENCHMARKS.get(wanted) or brought(wanted, ENTRY_POINTS)
+    if isinstance(kind, type) and issubclass(kind, Evaluating):
+        return parse(kind, arguments[1:], f"eval {wanted}")
+    if kind is not None:
+        raise UserError(
+            f"{wanted} is no benchmark: it has to be a class that extends t2i_rl.commands.benchmarks.Evaluating"
+        )
     if wanted.endswith(TOML):
         default = EvalFile(file=Path(wanted), out=Path("runs") / Path(wanted).stem)
         return replace(parse(EvalFile, arguments[1:], f"eval {wanted}", default), file=Path(wanted))
     named = f"there is no benchmark {wanted!r}" if arguments else "no benchmark is named"
     *names, last = [*BENCHMARKS, *REASONING]
     raise UserError(
-        f"{named}: use t2i-rl eval geneval --model MODEL; there are {', '.join(names)} and {last}, and {TOML} files of "
-        "your own"
+        f"{named}: use t2i-rl eval geneval --model MODEL; there are {', '.join(names)} and {last}, and {TOML} files or "
+        "MODULE:CLASS of your own"
     )
 
 

@@ -260,9 +260,11 @@ class TrainConfig:
 
     Attributes:
         model: a registered name, a checkpoint folder or a hub id.
-        method: how tokens are credited and the policy updated: grpo, cfg, critical, ...; t2i-rl methods lists them.
+        method: how tokens are credited and the policy updated: grpo, cfg, critical, ...; t2i-rl methods lists them; or
+            one of your own (MODULE:NAME).
         reward: what scores an image: one reward, or several with weights (geneval:1.0 hpsv2:0.5), in this process or
-            where it is served (shapes@http://127.0.0.1:8100); docs/rewards.md lists them.
+            where it is served (shapes@http://127.0.0.1:8100), or one of your own (MODULE:NAME); docs/rewards.md lists
+            them.
         reward_weights: parts of the reward by name (or total) and their weights, to train on their weighted sum;
             nothing: on the total.
         reward_order: whether the parts are summed and then compared inside the group, or the reverse. The reverse of a

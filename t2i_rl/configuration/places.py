@@ -1,9 +1,10 @@
 """Where the paths of a configuration begin."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
-from models.registry import MODELS
+from models.registry import MODELS, OWN
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.prompts.reading import SHAPES_SPLITS
 from t2i_rl.prompts.sets import NAMES
@@ -27,5 +28,6 @@ def _prompts(source: str) -> str:
 
 
 def _absolute(source: str) -> str:
-    path = Path(source)
-    return str(path.absolute()) if path.exists() else source
+    family, at, place = source.rpartition("@") if re.fullmatch(OWN, source) else ("", "", source)
+    path = Path(place)
+    return f"{family}{at}{path.absolute()}" if path.exists() else source

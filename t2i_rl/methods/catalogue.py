@@ -1,13 +1,16 @@
 """Methods by name: advantage, token credit and objective, composed as data.
 
-A new method is a new row of `METHODS`. Nothing here imports torch: the functions that compute do so when they
-are called, so that the command line can print its help at once.
+A new method is a new row of `METHODS`, or is brought along (`own_method`). Nothing here imports torch: the
+functions that compute do so when they are called, so that the command line can print its help at once.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
+from models.own import METHODS as ENTRY_POINTS
+from models.own import brought
 from t2i_rl.errors import UserError
 from t2i_rl.methods.advantages import (
     BestOfGroup,
@@ -310,9 +313,29 @@ METHODS = {
 def find_method(name: str) -> Method:
     """The method of that name, or the variant that it spells out: `cfg[credit.statistic=k3]` (`variants`)."""
     base, settings = base_name(name), settings_of(name)
-    if base not in METHODS:
-        raise UserError(f"there is no method {base!r}: choose one of {', '.join(METHODS)}")
+    method = METHODS.get(base) or own_method(base)
+    if method is None:
+        raise UserError(
+            f"there is no method {base!r}: choose one of {', '.join(METHODS)}, or one of your own as MODULE:NAME"
+        )
     if not settings:
-        return METHODS[base]
+        return method
     summary = f"{base} with " + ", ".join(f"{path} = {value}" for path, value in settings.items())
-    return varied(replace(METHODS[base], name=name, summary=summary), settings, METHODS, name)
+    return varied(replace(method, name=name, summary=summary), settings, METHODS, name)
+
+
+def own_method(name: str) -> Method | None:
+    """A method that is brought along (`models.own`): a `Method`, or a rule of token credit, with GRPO for the rest.
+
+    Raises UserError for what is neither, and for a rule whose own settings are refused.
+    """
+    found = brought(name, ENTRY_POINTS)
+    if found is None:
+        return None
+    if isinstance(found, Method):
+        return replace(found, name=name)
+    rule = found() if isinstance(found, type) else found
+    if missing := [part for part in ("statistics", "embeddings", "compares") if not hasattr(rule, part)]:
+        raise UserError(f"{name} is no method and no rule of token credit, for it has no {missing[0]}: give it one")
+    summary = (inspect.getdoc(type(rule)) or "a rule of token credit").partition("\n")[0]
+    return replace(METHODS["grpo"], name=name, summary=summary, credit=rule)

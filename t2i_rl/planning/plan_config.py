@@ -63,11 +63,15 @@ class PlanConfig:
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 0, "0 or more")
 
     @classmethod
-    def of(cls, config: TrainConfig, model: str) -> Self:
-        """What a training run comes to, of a model with a name (`models.kin`), on one GPU."""
+    def of(cls, config: TrainConfig, model: str, processes: int = 1) -> Self:
+        """What a training run comes to, of a model with a name (`models.kin`), in so many processes of a GPU each.
+
+        Adapters are whole in each of them.
+        """
         rollout, update, judging = config.rollout, config.update, config.evaluation
         return cls(
             model=model,
+            gpus=1 if config.lora.rank else config.parallel.shard or processes,
             dtype=config.dtype,
             prompts_per_step=rollout.prompts_per_step,
             group_size=rollout.group_size,

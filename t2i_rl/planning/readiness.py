@@ -4,6 +4,7 @@ Each reason is the sentence with which the run itself would be refused, but for 
 (`t2i_rl.planning.plan`), by which a run is warned and a dry run refused.
 """
 
+import os
 from collections.abc import Callable
 
 from models.device import device_of, in_words, memory_of
@@ -93,10 +94,11 @@ def memory(config: TrainConfig) -> tuple[str, bool] | None:
     like = kin(config.model)
     if like is None or MODELS[like].family in ANSWERING:
         return None
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
     from models.architectures import architecture
     from t2i_rl.planning.plan import USABLE, peaks
 
-    most = max(peaks(architecture(like), PlanConfig.of(config, like)).values())
+    most = max(peaks(architecture(like), PlanConfig.of(config, like, processes)).values())
     what = f"by the plan, training takes {most / 1e9:.1f} GB at its peak, rewards in this process besides"
     try:
         device = device_of(config.device)

@@ -17,11 +17,12 @@ is warned of.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,11 +30,12 @@ from models.device import device_of, in_words
 from models.files.adapter import is_adapter
 from models.files.reading import digest, reading
 from models.policy import Policy
-from models.registry import answers_in_text, load
+from models.registry import answers_in_text, elsewhere, load
 from models.trainable import choose_trainable
-from rewards.catalogue import Samples
+from rewards.catalogue import REWARDS, RewardEntry, Samples
 from rewards.cut import sentence
 from rewards.files.noted import noted
+from rewards.own import as_reward
 from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.configuration.asking import asking_of
@@ -43,6 +45,9 @@ from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import Stopped, UserError, fitting
 from t2i_rl.methods.baselines import Running
+from t2i_rl.methods.catalogue import METHODS
+from t2i_rl.methods.method import Method
+from t2i_rl.methods.variants import base_name
 from t2i_rl.outputs import naming, whole_folder, write_atomically
 from t2i_rl.parallel.devices import own_device
 from t2i_rl.parallel.ranks import ALONE, Ranks
@@ -73,14 +78,23 @@ LOADING = "loading the reward and the model; weights that are not here are downl
 STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
-def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
+def start(
+    config: TrainConfig,
+    said: str = "",
+    ranks: Ranks = ALONE,
+    reward: Callable[..., Any] | Reward | None = None,
+    method: Method | None = None,
+) -> Path:
     """Train from the model that the configuration names; nothing is written before everything is loaded.
 
     An error before the first step is done leaves no folder behind.
 
     said: where the settings are from, which is shown before anything is loaded.
     ranks: the processes that share the run; the first of them writes all but its share of the checkpoints.
+    reward, method: from Python, in place of those that the configuration names: they are known by their names from now
+        on, in this process. A reward may be a function of images, prompts and metadata (`rewards.own`).
     """
+    config = taught(config, reward, method)
     if ranks.first and config.out.exists():
         raise UserError(
             f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
@@ -104,6 +118,31 @@ def start(config: TrainConfig, said: str = "", ranks: Ranks = ALONE) -> Path:
                 if not any(row["step"] for row in read_metrics(config.out)):
                     shutil.rmtree(config.out, ignore_errors=True)
                 raise
+
+
+def taught(config: TrainConfig, reward: Callable[..., Any] | Reward | None, method: Method | None) -> TrainConfig:
+    """The configuration with a reward and a method by their names, which this process knows from now on.
+
+    Raises UserError for the name of another one that is here.
+    """
+    if reward is not None:
+        name = str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
+        if name in REWARDS and getattr(REWARDS[name].build, "func", None) is not given:
+            raise UserError(f"there is a reward {name!r} already: give yours another name")
+        REWARDS[name] = RewardEntry(partial(given, reward, name))
+        config = replace(config, reward=name)
+    if method is not None:
+        if METHODS.get(method.name, method) != method:
+            raise UserError(f"there is a method {method.name!r} already: give yours another name")
+        if base_name(method.name) == method.name:  # a variant is found by what it spells out
+            METHODS[method.name] = method
+        config = replace(config, method=method.name)
+    return config
+
+
+def given(reward: Callable[..., Any] | Reward, name: str, device: str) -> Reward:
+    """A reward that was handed over, however often it is built."""
+    return as_reward(reward, name, device)
 
 
 def resume(
@@ -160,7 +199,7 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
     if found.step >= config.steps:
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     with determinism(config.deterministic):
-        trainer, heldout, judge, _ = _prepare(config, str(newest), ranks)
+        trainer, heldout, judge, _ = _prepare(config, elsewhere(config.model, newest), ranks)
         optimizer_files.load(newest, trainer.weights, trainer.optimizer)
         trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
         _write_config(trainer)

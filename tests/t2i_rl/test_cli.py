@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rewards.catalogue import REWARDS
 from t2i_rl.cli import COMMANDS, main
 from t2i_rl.commands.train import resolve
 from t2i_rl.configuration.presets import preset
@@ -83,6 +84,7 @@ HELP = [
     "",
     "--help",
     "--version",
+    "rewards",
     "presets",
     "presets tiny-shapes-cfg",
     "train --help",
@@ -121,6 +123,14 @@ def test_one_sentence_and_exit_code_2(
     assert captured.err.startswith("t2i-rl: ") and says in captured.err
     assert captured.err.count("\n") == 1 and not captured.out
     assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_rewards(capsys: pytest.CaptureFixture[str]):
+    assert main(["rewards"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["name", "of", "range"] and [row.split()[0] for row in rows] == list(REWARDS)
+    assert rows[0].split() == ["shapes", "pictures", "0..1", "nothing"]
+    assert main(["rewards", "shapes"]) == 2
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
