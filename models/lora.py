@@ -86,8 +86,8 @@ class LoraPolicy:
     def guidance(self, scale: float) -> Float[Tensor, " blocks"]:
         return self.adapted.guidance(scale)
 
-    def prefill(self, condition: Condition, group_size: int, branches: int) -> State:
-        return self.adapted.prefill(condition, group_size, branches)
+    def prefill(self, condition: Condition, group_size: int, branches: int, into: State | None = None) -> State:
+        return self.adapted.prefill(condition, group_size, branches, into)
 
     def next_logits(self, state: State) -> Float[Tensor, "K R block V"]:
         return self.adapted.next_logits(state)

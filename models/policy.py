@@ -10,7 +10,7 @@ A sample is a picture of N tokens, or a text of at most N: a map of height 1 who
 What stands behind a row's end is any token, and nothing that it holds reaches what is before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
@@ -125,8 +125,11 @@ class Policy(Protocol):
         """The factor g of `u + g * (c - u)` at each block."""
         ...
 
-    def prefill(self, condition: Condition, group_size: int, branches: int) -> State:
-        """Read each prompt once and expand what was read to its group."""
+    def prefill(self, condition: Condition, group_size: int, branches: int, into: State | None = None) -> State:
+        """Read each prompt once and expand what was read to its group, with the weights as they are now.
+
+        into: an earlier run's state, which is over: its buffers may be used again.
+        """
         ...
 
     def next_logits(self, state: State) -> Float[Tensor, "K R block V"]:
@@ -199,4 +202,31 @@ class ReadsBeginnings(Protocol):
 
     def cut(self, prompts: Sequence[str]) -> tuple[int, int] | None:
         """The tokens that it reads, those at the ends included, and how many of the prompts have more."""
+        ...
+
+
+@runtime_checkable
+class FixedShapes(Protocol):
+    """What the state of a policy offers besides whose decoding steps compute the same shapes at every token.
+
+    slot: where the next keys and values go, on the device; filled: how many there are, as the host counts them.
+    halves: the functions of a layer before attention and behind it.
+    """
+
+    slot: Int[Tensor, " 1"]
+    filled: int
+    halves: tuple[Callable[..., Tensor], Callable[..., Tensor]]
+
+    @property
+    def visible(self) -> int:
+        """Slots that attention reads in the next step: one of `buckets`."""
+        ...
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        """All that `visible` can be."""
+        ...
+
+    def feed(self, tokens: Int[Tensor, "R 1"], visible: int) -> None:
+        """`Policy.append` without what the host counts: nothing changes but tensors."""
         ...

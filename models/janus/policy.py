@@ -10,13 +10,12 @@ count real tokens only, so a prompt's logits are those it has alone.
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import JanusForConditionalGeneration, LlamaModel, PreTrainedTokenizerBase
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
@@ -26,31 +25,18 @@ from models.errors import ModelError
 from models.janus.checkpoint import BEGIN_OF_IMAGE, BOS, PAD, DeepSeekParts, JanusCheckpoint, save_deepseek
 from models.parts import llama
 from models.parts.control_tokens import control_tokens
+from models.parts.decoding import Decoding, Prefilled, hiding
 from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
-from models.parts.packed import packed
 from models.parts.padding import trimmed
 from models.parts.pixels import to_bytes
+from models.parts.rollout_weights import RolloutWeights
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
 
 ROLES = {"pro": ("<|User|>", "<|Assistant|>"), "plain": ("User", "Assistant")}  # by prompt style
 DEFAULT_GUIDANCE = 5.0  # of the official demo
 DECODE_BATCH = 32  # images per pass of the pixel decoder
-
-
-@dataclass
-class JanusState:
-    """One decoding run: weights, cache, rotary tables by slot, what may be seen, the newest hidden state."""
-
-    decoder: LlamaModel
-    image_head: torch.nn.Module
-    cache: llama.KeyValueCache
-    cos: Float[Tensor, "B 1 slots d"]
-    sin: Float[Tensor, "B 1 slots d"]
-    visible: Bool[Tensor, "B 1 1 slots"] | None
-    branches: int
-    hidden: Float[Tensor, "B 1 D"]
 
 
 class JanusPolicy:
@@ -83,6 +69,7 @@ class JanusPolicy:
                 f"config.json has the prompt_style {self.prompt_style!r}: choose one of {', '.join(ROLES)}"
             )
         self.gradient_checkpointing = self.compiled = False
+        self.rollout_weights = self._rollout_weights()
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
@@ -136,7 +123,7 @@ class JanusPolicy:
         return torch.full((self.layout.tokens,), scale, device=self.device)
 
     @torch.no_grad()
-    def prefill(self, condition: Condition, group_size: int, branches: int) -> JanusState:
+    def prefill(self, condition: Condition, group_size: int, branches: int, into: Decoding | None = None) -> Decoding:
         """Each distinct row is read once: the null rows of prompts of one length are the same row."""
         ids, pads = self._ids(condition, branches)
         keyed = ids if pads is None else torch.cat([ids, pads[:, None]], dim=-1)
@@ -151,30 +138,16 @@ class JanusPolicy:
         embedded = self.language_model.embed_tokens(distinct)
         hidden = llama.run(self.language_model, embedded, rope, llama.causal_mask(pads, width), cache)
 
-        rows = owner.repeat_interleave(group_size)
-        seen = None if pads is None else torch.arange(slots, device=self.device) >= pads[rows, None]
-        return JanusState(
-            decoder=packed(self.language_model),
-            image_head=packed(self.model.model.generation_head),
-            cache=cache.expand(rows, slots),
-            cos=cos if pads is None else cos[rows],
-            sin=sin if pads is None else sin[rows],
-            visible=None if seen is None else seen[:, None, None],
-            branches=branches,
-            hidden=hidden[rows, -1:],
-        )
+        self.rollout_weights.refresh()
+        cos, sin = (table[:, 0].transpose(0, 1).expand(-1, len(distinct), -1) for table in (cos, sin))
+        read = Prefilled(cache, (cos, sin), hiding(pads, cache), hidden[:, -1])
+        return Decoding.of(read, owner.repeat_interleave(group_size), self.rollout_weights, branches, into)
 
-    @torch.no_grad()
-    def next_logits(self, state: JanusState) -> Float[Tensor, "K R 1 V"]:
-        return image_logits(state.image_head, state.hidden).unflatten(0, (state.branches, -1))
+    def next_logits(self, state: Decoding) -> Float[Tensor, "K R 1 V"]:
+        return state.logits()
 
-    @torch.no_grad()
-    def append(self, state: JanusState, tokens: Int[Tensor, "R 1"]) -> None:
-        embedded = self._embed(tokens).repeat(state.branches, 1, 1)
-        slot = state.cache.length
-        rope = state.cos[:, :, slot : slot + 1], state.sin[:, :, slot : slot + 1]
-        visible = None if state.visible is None else state.visible[..., : slot + 1]
-        state.hidden = llama.run(state.decoder, embedded, rope, visible, state.cache)
+    def append(self, state: Decoding, tokens: Int[Tensor, "R 1"]) -> None:
+        state.append(tokens)
 
     def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
         ids, pads = self._ids(condition, branches)
@@ -214,6 +187,7 @@ class JanusPolicy:
     def over(self, module: JanusForConditionalGeneration) -> Self:
         twin = copy.copy(self)
         twin.model = module
+        twin.rollout_weights = twin._rollout_weights()
         return twin
 
     def save(self, path: Path) -> None:
@@ -223,6 +197,18 @@ class JanusPolicy:
             self.tokenizer.save_pretrained(path)
         else:
             save_deepseek(path, self.model, self.parts)
+
+    def _rollout_weights(self) -> RolloutWeights:
+        """The image embeddings behind their aligner are one table: they are frozen, and looked up at every token."""
+        images: Any = self.model.model
+        head, codebook = images.generation_head, images.generation_embeddings
+        return RolloutWeights(
+            self.language_model,
+            [codebook, images.generation_aligner],
+            lambda: images.generation_aligner(codebook.weight),
+            [head.proj_out, head.vision_head],
+            head.activation_fn,
+        )
 
     def _embed(self, tokens: Int[Tensor, "R T"]) -> Float[Tensor, "R T D"]:
         return self.model.prepare_embeddings_for_image_generation(tokens)

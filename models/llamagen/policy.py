@@ -30,13 +30,12 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
@@ -50,11 +49,12 @@ from models.llamagen.text_features import TextFeatures
 from models.llamagen.transformer import NEVER_READ, LlamaGenTransformer, grid_side, rope_table
 from models.parts import llama
 from models.parts.control_tokens import control_tokens
+from models.parts.decoding import Decoding, Prefilled
 from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
-from models.parts.packed import packed
 from models.parts.padding import trimmed
 from models.parts.pixels import to_bytes
+from models.parts.rollout_weights import RolloutWeights
 from models.parts.vq import TRAINING_COUNTER, load_vq, original_weights, pixels_per_token
 from models.policy import Condition, TokenLayout
 from models.question import Question, texts
@@ -66,19 +66,6 @@ VQ_ON_HUB = "peizesun/llamagen_t2i/vq_ds16_t2i.pt"
 TEXT_ENCODERS = ("t5", "flan-t5-xl", "t5/flan-t5-xl", "t5-ckpt/flan-t5-xl")
 TEXT_ENCODER_ON_HUB = "google/flan-t5-xl"
 WRAPPERS = ("model", "module", "state_dict")  # where the released files keep the weights
-
-
-@dataclass
-class LlamaGenState:
-    """One decoding run: weights, cache, rotary tables by slot, what may be seen, the newest hidden state."""
-
-    transformer: LlamaGenTransformer
-    cache: llama.KeyValueCache
-    cos: Float[Tensor, "slots d"]
-    sin: Float[Tensor, "slots d"]
-    visible: Bool[Tensor, "B 1 1 slots"] | None
-    branches: int
-    hidden: Float[Tensor, "B 1 D"]
 
 
 class LlamaGenPolicy:
@@ -104,6 +91,7 @@ class LlamaGenPolicy:
         self.never: tuple[int, ...] = ()
         self.default_guidance = DEFAULT_GUIDANCE
         self.gradient_checkpointing = self.compiled = False
+        self.rollout_weights = self._rollout_weights()
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
@@ -188,7 +176,8 @@ class LlamaGenPolicy:
         return factors
 
     @torch.no_grad()
-    def prefill(self, condition: Condition, group_size: int, branches: int) -> LlamaGenState:
+    def prefill(self, condition: Condition, group_size: int, branches: int, into: Decoding | None = None) -> Decoding:
+        """Each caption is read once. Of its keys and values the image tokens see the sum (`collapsed`)."""
         text, pads = self._read_text(condition, branches)
         batch, width, _ = text.shape
         cos, sin = self._rope(width)
@@ -196,29 +185,18 @@ class LlamaGenPolicy:
         mask = llama.causal_mask(pads, width)
         hidden = llama.run(self.transformer.model, text, (cos[:width], sin[:width]), mask, cache)
 
+        self.rollout_weights.refresh()
+        summed, bias = collapsed(cache, pads)
+        cos, sin = (table[:, None].expand(-1, batch, -1) for table in self._rope(summed.length))
+        read = Prefilled(summed, (cos, sin), bias, hidden[:, -1])
         rows = torch.arange(batch, device=self.device).repeat_interleave(group_size)
-        seen = None if pads is None else torch.arange(len(cos), device=self.device) >= pads[rows, None]
-        return LlamaGenState(
-            transformer=packed(self.transformer),
-            cache=cache.expand(rows, len(cos)),
-            cos=cos,
-            sin=sin,
-            visible=None if seen is None else seen[:, None, None],
-            branches=branches,
-            hidden=hidden[rows, -1:],
-        )
+        return Decoding.of(read, rows, self.rollout_weights, branches, into)
 
-    @torch.no_grad()
-    def next_logits(self, state: LlamaGenState) -> Float[Tensor, "K R 1 V"]:
-        return logits(state.transformer.lm_head, state.hidden).unflatten(0, (state.branches, -1))
+    def next_logits(self, state: Decoding) -> Float[Tensor, "K R 1 V"]:
+        return state.logits()
 
-    @torch.no_grad()
-    def append(self, state: LlamaGenState, tokens: Int[Tensor, "R 1"]) -> None:
-        embedded = self.transformer.model.embed_tokens(tokens).repeat(state.branches, 1, 1)
-        slot = state.cache.length
-        rope = state.cos[slot : slot + 1], state.sin[slot : slot + 1]
-        visible = None if state.visible is None else state.visible[..., : slot + 1]
-        state.hidden = llama.run(state.transformer.model, embedded, rope, visible, state.cache)
+    def append(self, state: Decoding, tokens: Int[Tensor, "R 1"]) -> None:
+        state.append(tokens)
 
     def hidden(self, condition: Condition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
         text, pads = self._read_text(condition, branches)
@@ -258,6 +236,7 @@ class LlamaGenPolicy:
     def over(self, module: LlamaGenTransformer) -> Self:
         twin = copy.copy(self)
         twin.transformer = module
+        twin.rollout_weights = twin._rollout_weights()
         return twin
 
     def save(self, path: Path) -> None:
@@ -276,6 +255,10 @@ class LlamaGenPolicy:
         write_weights(path, in_memory(self.transformer.named_weights()))
         save_file({name: tensor.contiguous() for name, tensor in original_weights(self.vq).items()}, path / VQ[0])
 
+    def _rollout_weights(self) -> RolloutWeights:
+        model, head = self.transformer.model, self.transformer.lm_head
+        return RolloutWeights(model, [model.embed_tokens], lambda: model.embed_tokens.weight, [head])
+
     def _read_text(
         self, condition: Condition, branches: int
     ) -> tuple[Float[Tensor, "B L D"], Int[Tensor, " B"] | None]:
@@ -290,6 +273,26 @@ class LlamaGenPolicy:
         side = self.layout.maps[0][0]
         cos, sin = rope_table(side, text_rows, self.transformer.head_width, self.transformer.rope_base, like)
         return cos[:-1], sin[:-1]
+
+
+def collapsed(
+    cache: llama.KeyValueCache, pads: Int[Tensor, " B"] | None
+) -> tuple[llama.KeyValueCache, Float[Tensor, "B 2"]]:
+    """What an image token reads of n visible rows of text, as two slots and what is added to their scores.
+
+    Keys of text are zero, so an image token gives each of the n rows the score 0 and reads the mean of their values,
+    as often as n says: one slot with that mean and the score ln(n) is the same. Scores of half precision would round
+    ln(n) by a percent of n, so it is shared out: the second slot has what the first leaves.
+    """
+    values, width = cache.values, cache.length
+    pads = values.new_zeros(values.shape[1], dtype=torch.long) if pads is None else pads
+    real = (torch.arange(width, device=pads.device) >= pads[:, None])[:, None, :, None]
+    count = (width - pads).double()
+    mean = ((values.double() * real).sum(-2, keepdim=True) / count[:, None, None, None]).to(values.dtype)
+    most = (count.log() - 1 / 32).to(values.dtype)
+    rest = (count - most.double().exp()).log().to(values.dtype)
+    entries = torch.stack([torch.zeros_like(mean), mean], dim=2).repeat_interleave(2, dim=-2)
+    return llama.KeyValueCache(entries, length=2), torch.stack([most, rest], dim=-1)
 
 
 def find_transformer(source: Path) -> Path:

@@ -25,19 +25,34 @@ from models.parts.forward import as_forward
 
 @dataclass
 class KeyValueCache:
-    """Static keys and values, `[layers, B, heads, slots, head]` each, of which `length` slots are filled."""
+    """Static keys and values, `[layers, B, 2, heads, slots, head]`, of which `length` slots are filled."""
 
-    keys: Tensor
-    values: Tensor
+    entries: Tensor
     length: int = 0
+
+    @property
+    def keys(self) -> Float[Tensor, "layers B heads slots head"]:
+        return self.entries[:, :, 0]
+
+    @property
+    def values(self) -> Float[Tensor, "layers B heads slots head"]:
+        return self.entries[:, :, 1]
 
     @classmethod
     def empty(cls, model: LlamaModel, batch: int, slots: int) -> "KeyValueCache":
         attention: Any = model.layers[0].self_attn
         heads = attention.k_proj.out_features // attention.head_dim
-        shape = (len(model.layers), batch, heads, slots, attention.head_dim)
-        like = model.norm.weight
-        return cls(like.new_empty(shape), like.new_empty(shape))
+        return cls(model.norm.weight.new_empty(len(model.layers), batch, 2, heads, slots, attention.head_dim))
+
+    def zeros(self, batch: int, slots: int) -> "KeyValueCache":
+        """Another with nothing in it, of so many batch rows and slots."""
+        layers, _, _, heads, _, head = self.entries.shape
+        return KeyValueCache(self.entries.new_zeros(layers, batch, 2, heads, slots, head))
+
+    def take(self, other: "KeyValueCache", rows: Int[Tensor, " B"]) -> None:
+        """Be filled as far as the other, with copies of its batch rows."""
+        self.length = other.length
+        self.entries[..., : self.length, :] = other.entries[:, rows, ..., : self.length, :]
 
     def keep(self, layer: int, key: Float[Tensor, "B H T d"], value: Float[Tensor, "B H T d"]) -> tuple[Tensor, Tensor]:
         """Put a layer's new keys and values behind the filled slots; returns all that are there then."""
@@ -48,16 +63,13 @@ class KeyValueCache:
 
     def expand(self, rows: Int[Tensor, " B"], slots: int) -> "KeyValueCache":
         """A cache of `slots` slots whose batch rows are copies of the given ones."""
-        shape = (*self.keys.shape[:1], len(rows), *self.keys.shape[2:3], slots, *self.keys.shape[4:])
-        keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
-        keys[..., : self.length, :] = self.keys[:, rows, :, : self.length]
-        values[..., : self.length, :] = self.values[:, rows, :, : self.length]
-        return KeyValueCache(keys, values, self.length)
+        expanded = self.zeros(len(rows), slots)
+        expanded.take(self, rows)
+        return expanded
 
     def longer(self, slots: int) -> "KeyValueCache":
         """The same with so many more slots."""
-        keys, values = (F.pad(part, (0, 0, 0, slots)) for part in (self.keys, self.values))
-        return KeyValueCache(keys, values, self.length)
+        return KeyValueCache(F.pad(self.entries, (0, 0, 0, slots)), self.length)
 
 
 def rope_table(model: LlamaModel, positions: int) -> tuple[Float[Tensor, "S d"], Float[Tensor, "S d"]]:

@@ -13,17 +13,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def logits(last: nn.Module, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
-    """What the head's last linear layer says of `x`, float32, with gradient.
+def logits(last: nn.Linear, x: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+    """What the head's last linear layer says of `x`, float32, with gradient."""
+    return wide_product(x, last.weight, last.bias)
 
-    last: an `nn.Linear`, or its `models.parts.packed` twin.
-    """
-    if not isinstance(last, nn.Linear) or last.weight.dtype == torch.float32:
-        return last(x)
-    if x.is_cuda:
-        product = WideProduct.apply(x.flatten(0, -2), last.weight).unflatten(0, x.shape[:-1])
-        return product if last.bias is None else product + last.bias
-    return F.linear(x.float(), last.weight.float(), None if last.bias is None else last.bias.float())
+
+def wide_product(
+    x: Float[Tensor, "... D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, " V"] | None
+) -> Float[Tensor, "... V"]:
+    """The product of a linear layer, float32, with gradient."""
+    if x.is_cuda and weight.dtype != torch.float32:
+        product = WideProduct.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+        return product if bias is None else product + bias
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
 class WideProduct(torch.autograd.Function):

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
@@ -26,10 +26,11 @@ from transformers.utils import logging
 from models.errors import ModelError
 from models.parts import llama
 from models.parts.control_tokens import control_tokens
+from models.parts.decoding import Decoding, Prefilled, hiding
 from models.parts.frozen import frozen_copy
 from models.parts.logits import logits
-from models.parts.packed import packed
 from models.parts.padding import trimmed
+from models.parts.rollout_weights import RolloutWeights
 from models.policy import Condition, Rows, TokenLayout, picked
 from models.question import Question, question
 from models.qwen_vl.checkpoint import open_checkpoint, stop_tokens
@@ -67,15 +68,10 @@ class Read:
 
 @dataclass
 class QwenState:
-    """One decoding run: weights, cache, the next token's position, what is padding, the newest hidden state."""
+    """One decoding run, whose buffers grow with the answers, and where the next token of each stands."""
 
-    decoder: Any
-    text_head: torch.nn.Module
-    cache: llama.KeyValueCache
+    decoding: Decoding
     position: Int[Tensor, "3 B 1"]
-    visible: Bool[Tensor, "B 1 1 slots"] | None
-    branches: int
-    hidden: Float[Tensor, "B 1 D"]
 
 
 class QwenVLPolicy:
@@ -93,6 +89,7 @@ class QwenVLPolicy:
         marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         self.never: tuple[int, ...] = tuple(getattr(model.config, mark) for mark in marks)
         self.gradient_checkpointing = self.compiled = False
+        self.rollout_weights = self._rollout_weights()
 
     @classmethod
     def load(cls, source: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Self:
@@ -187,7 +184,9 @@ class QwenVLPolicy:
         return torch.full((self.layout.tokens,), scale, device=self.device)
 
     @torch.no_grad()
-    def prefill(self, condition: VisionCondition, group_size: int, branches: int) -> QwenState:
+    def prefill(
+        self, condition: VisionCondition, group_size: int, branches: int, into: QwenState | None = None
+    ) -> QwenState:
         """Each prompt is read once, and expanded to its group."""
         read = self._read(condition, branches)
         batch, width, _ = read.embedded.shape
@@ -195,34 +194,27 @@ class QwenVLPolicy:
         rope, mask = llama.rope_at(self.language_model, read.positions), llama.causal_mask(read.pads, width)
         hidden = llama.run(self.language_model, read.embedded, rope, mask, cache, deep=read.deep)
 
+        self.rollout_weights.refresh()
+        cos, sin = (table[:, 0].transpose(0, 1) for table in rope)
+        found = Prefilled(cache, (cos, sin), hiding(read.pads, cache), hidden[:, -1])
         rows = torch.arange(batch, device=self.device).repeat_interleave(group_size)
-        slots = width + CACHE_SLOTS
-        seen = None if read.pads is None else torch.arange(slots, device=self.device) >= read.pads[rows, None]
-        return QwenState(
-            decoder=packed(self.language_model),
-            text_head=packed(self.model.lm_head),
-            cache=cache.expand(rows, slots),
-            position=after(read.positions)[:, rows],
-            visible=None if seen is None else seen[:, None, None],
-            branches=branches,
-            hidden=hidden[rows, -1:],
-        )
+        before = None if into is None else into.decoding
+        decoding = Decoding.of(found, rows, self.rollout_weights, branches, before)
+        return QwenState(decoding, after(read.positions)[:, rows])
 
-    @torch.no_grad()
     def next_logits(self, state: QwenState) -> Float[Tensor, "K R 1 V"]:
-        return logits(state.text_head, state.hidden).unflatten(0, (state.branches, -1))
+        return state.decoding.logits()
 
     @torch.no_grad()
     def append(self, state: QwenState, tokens: Int[Tensor, "R 1"]) -> None:
-        slot = state.cache.length
-        if slot == state.cache.keys.shape[-2]:
-            state.cache = state.cache.longer(CACHE_SLOTS)
-            if state.visible is not None:
-                state.visible = F.pad(state.visible, (0, CACHE_SLOTS), value=True)
-        embedded = self.language_model.embed_tokens(tokens).repeat(state.branches, 1, 1)
-        rope = llama.rope_at(self.language_model, state.position)
-        visible = None if state.visible is None else state.visible[..., : slot + 1]
-        state.hidden = llama.run(state.decoder, embedded, rope, visible, state.cache)
+        decoding = state.decoding
+        if decoding.filled == len(decoding.cos):
+            decoding.lengthen(CACHE_SLOTS)
+        for table, at in zip(
+            (decoding.cos, decoding.sin), llama.rope_at(self.language_model, state.position), strict=True
+        ):
+            table[decoding.filled] = at[:, 0, 0]
+        decoding.append(tokens)
         state.position = state.position + 1
 
     def hidden(self, condition: VisionCondition, tokens: Int[Tensor, "R N"], branches: int) -> Float[Tensor, "K R N D"]:
@@ -268,12 +260,17 @@ class QwenVLPolicy:
     def reference(self) -> Self:
         twin = copy.copy(self)
         twin.model = frozen_copy(self.model)
+        twin.rollout_weights = twin._rollout_weights()
         return twin
 
     def save(self, path: Path) -> None:
         logging.disable_progress_bar()
         self.model.save_pretrained(path)
         self.processor.save_pretrained(path)
+
+    def _rollout_weights(self) -> RolloutWeights:
+        text = self.language_model
+        return RolloutWeights(text, [text.embed_tokens], lambda: text.embed_tokens.weight, [self.model.lm_head])
 
     def _read(self, condition: VisionCondition, branches: int) -> Read:
         """The prompts of the first branches. Raises ModelError for one that is not there."""

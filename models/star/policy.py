@@ -214,8 +214,8 @@ class StarPolicy:
         return 1 + scale * torch.linspace(0, 1, len(self.layout.blocks), device=self.device)
 
     @torch.no_grad()
-    def prefill(self, condition: Condition, group_size: int, branches: int) -> StarState:
-        """Read the texts and the first scale, once per prompt."""
+    def prefill(self, condition: Condition, group_size: int, branches: int, into: StarState | None = None) -> StarState:
+        """Read the texts and the first scale, once per prompt; every run has buffers of its own."""
         read, visible, start = self._read(condition, branches)
         text = self.transformer.text_keys(read)
         cache = self.transformer.empty_cache(len(start), 1)

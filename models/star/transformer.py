@@ -170,8 +170,7 @@ class StarTransformer(nn.Module):
 
     def empty_cache(self, rows: int, slots: int) -> KeyValueCache:
         heads, like = self.sizes.heads, self.pos_start
-        shape = (self.sizes.depth, rows, heads, slots, self.sizes.width // heads)
-        return KeyValueCache(like.new_empty(shape), like.new_empty(shape))
+        return KeyValueCache(like.new_empty(self.sizes.depth, rows, 2, heads, slots, self.sizes.width // heads))
 
     def forward(
         self,

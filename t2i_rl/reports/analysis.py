@@ -24,10 +24,11 @@ from models.policy import Condition, Policy, TokenLayout
 from rewards.detectors.base import Detector
 from t2i_rl.pictures.heatmaps import CRITICAL
 from t2i_rl.rollout.distribution import block_guidance, mix
+from t2i_rl.rollout.drawing import draw
 from t2i_rl.rollout.groups import pixels
 from t2i_rl.rollout.log_probs import micro_batches, replay
 from t2i_rl.rollout.noise import Noise, occurrences, uniforms
-from t2i_rl.rollout.sampler import draw, encode, sample_group
+from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 
 SUBJECT = 0.5  # of a token's area: covered so far it shows the subject, not covered at all the background
@@ -91,7 +92,7 @@ def redraw(
         mixed = mix(logits[0], logits[1] if branches == 2 else None, scale)
         place = out.clamp(min=0)[..., None]
         left = mixed.gather(-1, place).masked_fill(out[..., None] >= 0, -math.inf)
-        drawn.append(draw(mixed.scatter(-1, place, left), uniform, sampling))
+        drawn.append(draw(mixed.scatter(-1, place, left), uniform, sampling)[0])
     return torch.cat(drawn, -1)
 
 

@@ -8,7 +8,6 @@ The names are those of `t2i_rl.rollout.names.StatisticName`, which can be read w
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -37,20 +36,27 @@ class StepLogits:
     tokens: Int[Tensor, "R block"]
     group_size: int
     sampling: Sampling = field(default_factory=Sampling)
+    found: dict[str, Tensor] = field(default_factory=dict, init=False)
 
-    @cached_property
+    @property
     def log_conditional(self) -> Float[Tensor, "R block V"]:
-        return self.conditional.log_softmax(-1)
+        return self._log_probs("conditional", self.conditional)
 
-    @cached_property
+    @property
     def log_unconditional(self) -> Float[Tensor, "R block V"]:
         if self.unconditional is None:
             raise ValueError("this statistic needs the unconditional branch")
-        return self.unconditional.log_softmax(-1)
+        return self._log_probs("unconditional", self.unconditional)
 
-    @cached_property
+    @property
     def log_guided(self) -> Float[Tensor, "R block V"]:
-        return self.guided.log_softmax(-1)
+        return self._log_probs("guided", self.guided)
+
+    def _log_probs(self, of: str, logits: Float[Tensor, "R block V"]) -> Float[Tensor, "R block V"]:
+        """Once; a `cached_property` has a lock, which no compiled graph can hold."""
+        if of not in self.found:
+            self.found[of] = logits.log_softmax(-1)
+        return self.found[of]
 
     @property
     def log_drawn(self) -> Float[Tensor, "R block V"]:

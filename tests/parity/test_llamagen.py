@@ -15,9 +15,10 @@ from models.llamagen.policy import LlamaGenPolicy
 from models.llamagen.transformer import LlamaGenTransformer, rope_table
 from models.parts.vq import load_vq, original_weights
 from models.policy import Condition
+from t2i_rl.rollout.distribution import filtered
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.noise import Noise
-from t2i_rl.rollout.sampler import filtered, sample_group
+from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
 from tests.parity.golden import golden_folder
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.janus.policy import JanusPolicy, JanusState
+from models.janus.policy import JanusPolicy
+from models.parts.decoding import Decoding
 from t2i_rl.errors import DivergenceError
 from t2i_rl.rollout.distribution import filtered, mix
+from t2i_rl.rollout.drawing import draw
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.names import CONTRASTS, StatisticName
 from t2i_rl.rollout.noise import Noise, occurrences
-from t2i_rl.rollout.sampler import draw, encode, sample_group
+from t2i_rl.rollout.sampler import encode, sample_group
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import STATISTICS, entropy, kl_divergence
 from tests.conftest import random_janus
@@ -59,7 +61,7 @@ def test_no_token_is_drawn_from_logits_that_are_not_finite(
     broken = random_janus()
     next_logits = broken.next_logits
 
-    def one_is_not(state: JanusState) -> Tensor:
+    def one_is_not(state: Decoding) -> Tensor:
         logits = next_logits(state).clone()
         logits[0, 4, 0, 5] = value
         return logits
@@ -151,9 +153,9 @@ def test_the_null_branch_runs_only_where_it_is_needed(
     ran: list[int] = []
     original = policy.prefill
 
-    def watched(condition, group_size, branches):
+    def watched(condition, group_size, branches, into):
         ran.append(branches)
-        return original(condition, group_size, branches)
+        return original(condition, group_size, branches, into)
 
     monkeypatch.setattr(policy, "prefill", watched)
     sample_group(policy, policy.encode(PROMPTS), 1, Sampling(guidance_scale=scale), Noise(SEED), statistics)
@@ -200,7 +202,7 @@ def test_the_draw_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.4, 0.0, 0.25, 0.2, 0.1, 0.05])
     count = 20_000
     noise = torch.rand(count, generator=torch.Generator().manual_seed(SEED))
-    tokens = draw(probabilities.log().expand(count, -1), noise, Sampling())
+    tokens = draw(probabilities.log().expand(count, -1), noise, Sampling())[0]
     found = tokens.bincount(minlength=len(probabilities)).float()
     expected = count * probabilities
     possible = probabilities > 0
@@ -212,11 +214,11 @@ def test_the_draw_follows_the_distribution() -> None:
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
 def test_the_draw_never_returns_an_impossible_token(u: float) -> None:
     logits = log(0.0, 0.0, 0.7, 0.0, 0.3, 0.0)
-    assert draw(logits[None], torch.tensor([u]), Sampling()).item() == (2 if u == 0 else 4)
+    assert draw(logits[None], torch.tensor([u]), Sampling())[0].item() == (2 if u == 0 else 4)
     # A large vocabulary, where the cumulative sum rounds: the tail is cut off by top-k.
     wide = torch.randn(16384, generator=torch.Generator().manual_seed(SEED)).sort(descending=True).values
-    assert draw(wide[None], torch.tensor([u]), Sampling(top_k=50)).item() < 50
-    assert draw(wide.flip(0)[None], torch.tensor([u]), Sampling(top_k=50)).item() >= 16384 - 50
+    assert draw(wide[None], torch.tensor([u]), Sampling(top_k=50))[0].item() < 50
+    assert draw(wide.flip(0)[None], torch.tensor([u]), Sampling(top_k=50))[0].item() >= 16384 - 50
 
 
 def test_mixing_without_a_null_branch_is_the_conditional() -> None:
