@@ -5,39 +5,36 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eval.benchmark import Benchmark
-from eval.reasoning.protocol import Protocol
 from eval.records.manifest import Block, Ledger, Row, digest
 from eval.records.progress import Stages
 from models.policy import Policy
-from models.question import Question
 from rewards.cut import Cut
 from rewards.files.pins import sha256
 from t2i_rl.errors import UserError
-from t2i_rl.prompts.contrasts import positive
+from t2i_rl.prompts.asking import Asking
 from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.prompts.questions import question_of
 from t2i_rl.rollout.noise import Noise, occurrences
-from t2i_rl.rollout.sampler import sample_group
+from t2i_rl.rollout.sampler import ask, sample_group
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.rollout.words import check_prompts
+from t2i_rl.rollout.words import check_asked, check_prompts
 
 
 @dataclass(frozen=True)
 class Answers:
     """Answers that a policy gives.
 
-    instruction: behind every question. model: what the policy is called in the settings; weights: its checksums.
+    asking: how prompts become questions. max_tokens: of an answer. protocol: what both are by name.
+    model: what the policy is called in the settings; weights: its checksums.
     """
 
     policy: Policy
     sampling: Sampling
     seed: int
-    protocol: Protocol
-    instruction: str
+    asking: Asking
+    max_tokens: int
+    protocol: str
     model: str
     weights: Mapping[str, str] = field(default_factory=dict)
     dtype: str = "float32"
@@ -49,15 +46,18 @@ class Answers:
         """What was asked of the policy. Raises UserError for a question that it cannot be asked."""
         if not self.policy.stop_tokens:
             raise UserError(f"{self.model} draws pictures, and here questions are answered: choose a model that sees")
-        check_prompts(self.policy, [*benchmark.prompts, Prompt(self.instruction, origin="the instruction")])
+        check_prompts(self.policy, [*benchmark.prompts, Prompt(self.asking.instruction, origin="the instruction")])
+        check_asked(self.policy, benchmark.prompts, self.asking, "a question")
         return {
             "model": self.model,
             "weights": dict(self.weights),
             "dtype": self.dtype,
             "sampling": asdict(self.sampling),
             "seed": self.seed,
-            "protocol": asdict(self.protocol),
-            "instruction": self.instruction,
+            "protocol": self.protocol,
+            "max_tokens": self.max_tokens,
+            "instruction": self.asking.instruction,
+            "picture_size": asdict(self.asking.size),
             "pictures_sha256": digest([_pictures(prompt) for prompt in benchmark.prompts]),
         }
 
@@ -68,11 +68,10 @@ class Answers:
         held = ledger.rows()
         left = [block for block in blocks if any(key not in held for key in block)]
         advance = stages("answering", sum(map(len, left)))
-        # The same question twice is answered otherwise; how often it has come, its text and its files say.
-        numbers = occurrences([repr((prompt.text, _pictures(prompt))) for prompt in benchmark.prompts]) if left else []
+        numbers = occurrences([prompt.key for prompt in benchmark.prompts])  # a question again is answered anew
         for block in left:
             rows = list(dict.fromkeys(index for index, _ in block))
-            asked = [self._question(benchmark.prompts[row]) for row in rows]
+            asked = [benchmark.prompts[row] for row in rows]
             noise = Noise(self.seed, occurrences=[numbers[row] for row in rows])
             answers = self._answers(asked, benchmark.images_per_prompt, noise)
             ledger.append(
@@ -82,21 +81,16 @@ class Answers:
             )
             advance(len(block))
 
-    def _question(self, prompt: Prompt) -> Question:
-        return positive(question_of(prompt, self.protocol.size), self.instruction)
-
-    def _answers(self, asked: Sequence[Question], samples: int, noise: Noise) -> list[list[Row]]:
+    def _answers(self, asked: Sequence[Prompt], samples: int, noise: Noise) -> list[list[Row]]:
         """By question and sample: the text, its tokens, whether the limit cut it off."""
-        condition = self.policy.encode(asked)
-        limit = self.protocol.max_tokens
-        rollout = sample_group(self.policy, condition, samples, self.sampling, noise, max_tokens=limit)
+        condition = ask(self.policy, self.asking, asked)
+        rollout = sample_group(self.policy, condition, samples, self.sampling, noise, max_tokens=self.max_tokens)
         texts = self.policy.decode(rollout.tokens.flatten(0, 1))
         assert isinstance(texts, list)  # of a model with stop tokens
-        stops = torch.tensor(self.policy.stop_tokens, device=rollout.tokens.device)
-        ended = torch.isin(rollout.tokens, stops).any(-1).flatten().tolist()
+        lengths, cut = rollout.lengths.flatten().tolist(), rollout.cut.flatten().tolist()
         rows = [
-            {"text": text, "tokens": length, "truncated": not end}
-            for text, length, end in zip(texts, rollout.lengths.flatten().tolist(), ended, strict=True)
+            {"text": text, "tokens": length, "truncated": longer}
+            for text, length, longer in zip(texts, lengths, cut, strict=True)
         ]
         return [rows[start : start + samples] for start in range(0, len(rows), samples)]
 

@@ -8,6 +8,7 @@ verdict does not depend on how busy the machine is. Limits are no sandbox: files
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import sys
@@ -56,7 +57,8 @@ def main(grader: str, seconds: float, memory: int) -> None:
 
     The first reply says whether the grader is ready.
     """
-    replies, sys.stdout = sys.stdout, sys.stderr  # what a grader prints is no reply
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a grader prints is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks
     try:
         grade = GRADERS[grader]()

@@ -114,10 +114,21 @@ class EvalReasoning:
     def source(self, policy: Policy, sampling: Sampling, weights: Mapping[str, str]) -> Source:
         """The answers that the model gives."""
         from eval.reasoning.answers import Answers
+        from t2i_rl.prompts.asking import Asking
         from t2i_rl.prompts.questions import INSTRUCTION
 
-        instruction = INSTRUCTION if self.instruction is None else self.instruction
-        return Answers(policy, sampling, self.seed, self.asked(), instruction, self.model, weights, self.dtype)
+        protocol = self.asked()
+        return Answers(
+            policy=policy,
+            sampling=sampling,
+            seed=self.seed,
+            asking=Asking(INSTRUCTION if self.instruction is None else self.instruction, size=protocol.size),
+            max_tokens=protocol.max_tokens,
+            protocol=self.protocol,
+            model=self.model,
+            weights=weights,
+            dtype=self.dtype,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +171,16 @@ class EvalMMMUPro(EvalReasoning):
     out: Path = Path("runs/mmmu-pro")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvalQuestions(EvalReasoning):
+    """Questions of your own, or about pictures of the shapes world; avg@8. Run again, it continues."""
+
+    name = "questions"
+    prompts: str = "questions:heldout"
+    instruction: Annotated[str | None, tyro.conf.arg(metavar="STR")] = ""
+    out: Path = Path("runs/questions")
+
+
 REASONING: dict[str, type[EvalReasoning]] = {
-    kind.name: kind for kind in (EvalMathVerse, EvalMathVision, EvalMM12K, EvalLogicVista, EvalMMMUPro)
+    kind.name: kind for kind in (EvalMathVerse, EvalMathVision, EvalMM12K, EvalLogicVista, EvalMMMUPro, EvalQuestions)
 }

@@ -12,6 +12,7 @@ from eval.reasoning.benchmark import OURS
 from models.qwen_vl.policy import QwenVLPolicy
 from models.registry import TINY
 from t2i_rl.cli import main
+from t2i_rl.prompts import shapes_questions
 from tests.models.small_qwen_vl import picture, random_qwen
 
 QUESTIONS = ("<image>how many red circle ?", "what color is the square ?", "<image>how many red circle ?")
@@ -78,7 +79,7 @@ def test_questions_are_answered_graded_and_summed_up(
     assert summary["metrics"]["accuracy"]["overall"] == pytest.approx(mean)
     assert summary["answers"]["avg@4"] == pytest.approx(mean)
     assert summary["metrics"]["accuracy"]["categories"].keys() == {"count", "color"}
-    assert summary["settings"]["protocol"]["size"] == {"least": 200704, "most": 1003520}
+    assert summary["settings"]["picture_size"] == {"least": 200704, "most": 1003520}
     assert summary["settings"]["rules"] == {"questions": "messages"} and not summary["notes"]
     assert summary["scorers"] == {"answers": "math (mathruler 0.1.0)"}
     assert f"avg@4 {mean:.1f} ± " in shown and "12 answers of 3 prompts" in shown and "answers/s" in shown
@@ -100,8 +101,8 @@ def test_batches_and_an_interruption_change_nothing(model: Path, questions: Path
 def test_the_protocol_and_what_is_given_besides(model: Path, questions: Path, tmp_path: Path) -> None:
     assert main(words(model, questions, tmp_path / "a", "--protocol", "papo", "--grader", "math-verify")) == 0
     settings = read(tmp_path / "a")["settings"]
-    assert settings["protocol"] == {"top_k": 50, "max_tokens": 5, "size": {"least": 1024, "most": 589824}}
-    assert settings["sampling"]["top_k"] == 50 and settings["instruction"] == "?"
+    assert (settings["protocol"], settings["max_tokens"], settings["instruction"]) == ("papo", 5, "?")
+    assert settings["picture_size"] == {"least": 1024, "most": 589824} and settings["sampling"]["top_k"] == 50
     assert read(tmp_path / "a")["scorers"]["answers"].startswith("math-verify (math-verify ")
 
 
@@ -172,3 +173,16 @@ def test_without_a_model_or_its_questions(
     assert main(["eval", "mm12k", "--model", str(model)]) == 2
     error = capsys.readouterr().err
     assert "missing: --model" in error and "the prompts mm12k are not here yet: run t2i-rl data make mm12k" in error
+
+
+def test_questions_about_the_shapes_world_need_no_files(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dict.fromkeys(shapes_questions.NUMBERS, 6)
+    monkeypatch.setattr(shapes_questions, "NUMBERS", few)
+    asked = ["--model", str(model), "--samples", "2", "--max-tokens", "3", "--out", str(tmp_path / "a")]
+    assert main(["eval", "questions", *asked]) == 0
+    summary = read(tmp_path / "a")
+    assert summary["settings"]["instruction"] == "" and summary["settings"]["rules"] == {"questions": "own"}
+    assert summary["counts"]["images"] == 12
+    assert {*summary["metrics"]["accuracy"]["categories"]} <= {*shapes_questions.TAGS}

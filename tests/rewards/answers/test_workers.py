@@ -8,10 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from rewards.answers import workers as module
 from rewards.answers.workers import Verdict, Workers
 from rewards.errors import RewardError
 
@@ -71,21 +71,38 @@ def test_a_worker_killed_from_outside_is_replaced(shared: Workers) -> None:
     assert pid(shared) != killed and not is_there(killed)
 
 
-def test_a_worker_that_dies_of_an_answer_has_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    exchange, started = module._ask, []
+FAKE = """
+import os
 
-    def dying(process: "subprocess.Popen[str]", question: str | None, seconds: float) -> tuple[Verdict | None, bool]:
-        if question is not None:
-            process.kill()
-            process.wait()
-        else:
-            started.append(process)
-        return exchange(process, question, seconds)
+def grade_answer(answer, truth):
+    if answer == "memory":
+        bytearray(2**40)
+    if answer == "broken":
+        raise SyntaxError("no answer")
+    if answer == "deadly":
+        os._exit(3)
+    if answer == "forged":
+        os.write(1, b'{"right": true}\\n')
+    print("loud")
+    return answer == truth
+"""
 
-    monkeypatch.setattr(module, "_ask", dying)
+
+def test_what_a_grader_does_instead_of_grading_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mathruler").mkdir()
+    (tmp_path / "mathruler/__init__.py").touch()
+    (tmp_path / "mathruler/grader.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     workers = Workers("mathruler", most=1)
-    assert workers.grade([("1", "1")]) == [Verdict(False, "ended the grader twice (exit status -9)")]
-    assert [process.returncode for process in started] == [-9, -9]  # none is left over
+    found = workers.grade([(answer, "1") for answer in ("memory", "broken", "deadly", "forged", "1")])
+    workers.close()
+    assert found == [
+        Verdict(False, "took more than 1 GiB of memory"),
+        Verdict(False, "cannot be read (SyntaxError)"),
+        Verdict(False, "ended the grader twice (exit status 3)"),
+        Verdict(False),
+        Verdict(True),
+    ]
 
 
 def test_a_stopped_worker_is_given_up(shared: Workers) -> None:
@@ -144,7 +161,7 @@ def test_workers_end_with_whoever_asks(answer: str) -> None:
     assert gone(worker)
 
 
-def test_a_grader_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_a_grader_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "pylatexenc.py").write_text("raise ImportError('no LaTeX here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(RewardError, match=r"grader mathruler does not start \(.*\): run pip install"):
