@@ -37,7 +37,11 @@ def read_picture(processor: Any, pixels: UInt8[np.ndarray, "H W 3"]) -> Picture:
             f"a picture has {width}x{height} pixels: no side may be over {STEEPEST} times the other, so cut it"
         )
     read = processor(
-        [pixels], do_rescale=False, do_normalize=False, input_data_format="channels_last", return_tensors="pt"
+        [np.require(pixels, requirements="W")],
+        do_rescale=False,
+        do_normalize=False,
+        input_data_format="channels_last",
+        return_tensors="pt",
     )
     (_, rows, columns) = read["image_grid_thw"][0].tolist()
     side = processor.patch_size

@@ -10,15 +10,19 @@ from pathlib import Path
 import torch
 
 from models.device import AUTO, device_of
-from models.registry import load
+from models.registry import answers_in_text, load
+from rewards.catalogue import Samples
 from rewards.registry import build
+from t2i_rl.configuration.asking import DEFAULT_CONTRAST
 from t2i_rl.configuration.config import CONFIG, TrainConfig, read_config
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.baselines import Running
 from t2i_rl.methods.credit.rule import Context
+from t2i_rl.pictures.answer_maps import AnswerMaps, answers_of
 from t2i_rl.pictures.heatmaps import CONTRAST, CRITICAL, TokenMaps, maps_of
 from t2i_rl.rollout.measure import measure
+from t2i_rl.rollout.sampler import ask
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.origins import origin_of
@@ -62,7 +66,8 @@ def trainer_before(run: Path, step: int, device: str) -> tuple[Trainer, Path | N
     config = replace(run_config(run), device=device)
     checkpoint = weights_before(run, config, step)
     method, dtype = run_method(config), getattr(torch, config.dtype)
-    reward, prompts = build(config.reward, device, config.reward_server), prompts_of(config, "prompts")
+    samples: Samples = "answers" if answers_in_text(str(checkpoint or config.model)) else "pictures"
+    reward, prompts = build(config.reward, device, config.reward_server, samples), prompts_of(config, "prompts")
     if checkpoint is None:
         return Trainer(config, origin_of(run, config, device), method, reward, prompts), None
     history = checkpoints.read(checkpoint, resuming=False).history
@@ -85,7 +90,7 @@ class Seen:
 
 
 @torch.no_grad()
-def seen_maps(asked: Seen) -> TokenMaps:
+def seen_maps(asked: Seen) -> TokenMaps | AnswerMaps:
     """The token maps of a group that a step was trained on, with its rewards and the method's credit.
 
     Raises UserError where the weights of that step are not kept, and for a group that it did not have.
@@ -103,6 +108,11 @@ def seen_maps(asked: Seen) -> TokenMaps:
     row = slice(asked.row, asked.row + 1)
     rollout = groups.rollout.take([asked.row])
     names = [*CONTRAST.statistics, *CRITICAL.statistics]
+    if policy.stop_tokens:  # compared as the default is, where the method compares with nothing
+        asking = trainer.collector.asking
+        contrast = asking if asking.against else replace(asking, against=DEFAULT_CONTRAST)
+        condition = ask(policy, contrast, [groups.records[asked.row]], asked.step)
+        rollout = replace(rollout, condition=condition)
     measured = measure(policy, rollout, config.rollout.sampling, names, 1)
     rollout = replace(rollout, statistics={**measured, **{n: v for n, v in rollout.statistics.items() if n in names}})
     own = replace(
@@ -111,8 +121,9 @@ def seen_maps(asked: Seen) -> TokenMaps:
         mask=credit.mask[row],
         advantages=None if credit.advantages is None else credit.advantages[row],
     )
+    what = "answer" if policy.stop_tokens else "image"
     labels = [
-        f"image {number} · reward {reward:.3f} · advantage {advantage:+.2f}"
+        f"{what} {number} · reward {reward:.3f} · advantage {advantage:+.2f}"
         for number, (reward, advantage) in enumerate(
             zip(groups.rewards[asked.row].tolist(), earned[asked.row].tolist(), strict=True)
         )
@@ -122,4 +133,7 @@ def seen_maps(asked: Seen) -> TokenMaps:
         f"{asked.run.name}, step {asked.step} of {config.steps}, group {asked.row} · sampled again from {weights} · "
         f"seed {config.seed}, method {method.name}"
     )
+    if policy.stop_tokens:
+        [question] = asking.questions([groups.records[asked.row]])
+        return answers_of(policy, rollout, own, question, source, labels, earned[asked.row].tolist())
     return maps_of(policy, rollout, own, method, trainer.reference, source, labels, trainer.distribution)

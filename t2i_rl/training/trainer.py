@@ -179,6 +179,7 @@ class Trainer:
             place, first = turn % len(parts), turn < len(parts)
             here, images = rollout.part(parts[place]), earned[parts[place]]
             busy = len(here.prompts) - here.idle
+            sampled = here.statistics[self.distribution.sampler_statistic].flatten(0, 1)
             if turn and method.source == "current":
                 here = self.passes.anew(self.policy, here, method.credit.statistics)
             if first or method.source == "current":
@@ -196,7 +197,6 @@ class Trainer:
                 # Where it was not scored before: no weight has moved yet, lp is that of the policy that sampled.
                 was = lp if (before := old[place]) is None else before
                 old[place] = was
-                sampled = here.statistics[self.distribution.sampler_statistic].flatten(0, 1)
                 off = (was - sampled) * here.valid.flatten(0, 1)
                 gap = max(gap, *self.ranks.each(off.abs().max().item()))
             self.weights.add_up(gradients(self.optimizer))
