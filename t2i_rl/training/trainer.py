@@ -73,8 +73,7 @@ class Trainer:
         if method.entropy_reward is not None:
             names.add("entropy_cond")
         self.passes = StatisticPasses(frozenset(names), rollout.sampling, config.contrast_prompt, rollout.micro_batch)
-        apart = config.parallel
-        self.weights = weights_of(policy, ranks, apart.shard, apart.reshard, apart.offload)
+        self.weights = weights_of(policy, ranks, config.parallel)
         self.reference = self.weights.reference(reference or policy) if method.needs_reference else None
         self.idle = IdleGroups(ranks, policy, prompts[0].text, rollout.sampling.negative_prompt)
         compared = None
@@ -163,7 +162,7 @@ class Trainer:
                 old, difference = lp, (lp - sampled) * rollout.valid.flatten(0, 1)
                 gap = max(self.ranks.each(difference.abs().max().item()))
             self.weights.add_up(gradients(self.optimizer))
-            norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
+            norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number, self.ranks)
             self.weights.refresh()
         weights = self.ranks.totals({"weight": (credit.weight * credit.mask).sum().item()})["weight"]
         return {
