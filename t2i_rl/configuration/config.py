@@ -17,6 +17,7 @@ import tyro
 from models.device import AUTO
 from rewards.http.patience import Patience
 from rewards.registry import anywhere, parse
+from t2i_rl.parallel.settings import Parallel
 from t2i_rl.prompts.questions import PictureSize
 from t2i_rl.rollout.sampling import LogProb, Sampling
 from t2i_rl.settings import check, override, read_settings
@@ -224,29 +225,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
-    """How several processes hold what is trained (docs/many-gpus.md). Nothing here matters to one process.
-
-    Attributes:
-        shard: how many processes share one copy of what is trained, each holding a part; 1: each holds all of it;
-            0: all processes share one, but for adapters, which each has whole. Copies are kept equal by summing.
-        reshard: let the gathered weights of a layer go between its forward and its backward pass: less memory, and they
-            are gathered twice.
-        offload: keep the parts, their gradients and moments in the CPU's memory.
-        patience: minutes that a process waits for another one before it gives the run up.
-    """
-
-    shard: int = 0
-    reshard: bool = True
-    offload: bool = False
-    patience: float = 30
-
-    def __post_init__(self) -> None:
-        check("parallel.shard", self.shard, self.shard >= 0, "0 or more")
-        check("parallel.patience", self.patience, 0 < self.patience < math.inf, "above 0")
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """A training run. Flags win over the run file, which wins over the preset of the model, reward and method.
 
@@ -309,7 +287,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     reward_server: Patience = field(default_factory=Patience)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: Parallel = field(default_factory=Parallel)
 
     def __post_init__(self) -> None:
         check("steps", self.steps, self.steps >= 1, "at least 1")

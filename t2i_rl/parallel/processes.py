@@ -84,7 +84,9 @@ def joined(patience: timedelta, environment: Mapping[str, str] = os.environ) -> 
             f"process {rank} of {world} does not find the others at {where} ({reason}): start all of them, by torchrun "
             "or scripts/slurm.sbatch"
         ) from error
-    with told(rank), quiet(rank):
+    if rank:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    with told(rank):
         yield Processes()
     dist.destroy_process_group()
 
@@ -108,18 +110,6 @@ def told(rank: int) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
         raise UserError(
-            f"process {rank} lost the others, for one of them has ended or has hung: it says above why; t2i-rl train "
-            "--resume goes on from the last checkpoint, on any number of processes"
+            f"process {rank} lost another one, which was ended, had an error of its own or was silent for too long: "
+            "t2i-rl train --resume goes on from the last checkpoint, on any number of processes"
         ) from error
-
-
-@contextmanager
-def quiet(rank: int) -> Iterator[None]:
-    """What all would say is said once, by the first."""
-    said = sys.stdout
-    if rank:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
-    try:
-        yield
-    finally:
-        sys.stdout = said

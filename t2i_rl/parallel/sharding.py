@@ -30,7 +30,6 @@ from torch.nn import Parameter
 
 from models.parts.forward import HOOKED
 from models.policy import Policy, Rebuilt
-from t2i_rl.errors import UserError
 from t2i_rl.parallel.ranks import Ranks
 
 
@@ -42,17 +41,12 @@ class Sharded:
 
         reshard: let a layer's weights go between its forward and its backward pass.
         offload: keep the shares, their gradients and moments in the CPU's memory.
-        Raises UserError for processes that do not make up whole copies.
         """
-        if ranks.world % shard:
-            raise UserError(
-                f"parallel.shard is {shard}, which does not divide the {ranks.world} processes: choose one that does"
-            )
         self.policy: Policy = policy
         self.over, self.reshard = policy.over, reshard
-        self.offload = CPUOffloadPolicy() if offload else OffloadPolicy()
         self.names = [name for name, parameter in policy.module.named_parameters() if parameter.requires_grad]
         device = next(policy.module.parameters()).device.type
+        self.offload = CPUOffloadPolicy(pin_memory=device != "cpu") if offload else OffloadPolicy()
         if shard == ranks.world:
             self.mesh = init_device_mesh(device, (shard,))
         else:
@@ -94,11 +88,11 @@ class Sharded:
             for name in names:
                 value = Parameter(source.get_parameter(name).detach().to(dtype, copy=True), requires_grad=trained)
                 torch.utils.swap_tensors(shares.module.get_parameter(name), value)
-            reshard = self.reshard and unit is not shares.module
             fully_shard(
                 unit,
                 mesh=self.mesh,
-                reshard_after_forward=reshard,
+                # What is in no layer is needed until the end of the backward pass.
+                reshard_after_forward=(self.reshard or not trained) and unit is not shares.module,
                 mp_policy=precision,
                 offload_policy=self.offload,
                 ignored_params=whole,

@@ -8,10 +8,22 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from models.policy import Policy, Rebuilt
 from t2i_rl.errors import UserError
 from t2i_rl.parallel.ranks import Ranks
+from t2i_rl.parallel.settings import Parallel
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A small tensor that the processes hold together; all ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Weights(Protocol):
@@ -58,16 +70,17 @@ class Whole:
         """There is nothing to do."""
 
 
-def weights_of(policy: Policy, ranks: Ranks, shard: int, reshard: bool, offload: bool) -> Weights:
-    """The weights of a run whose processes share one copy of what is trained, `shard` of them; 0: as many as can.
-
-    Raises UserError for adapters in shares, and for processes that do not make up whole copies.
-    """
-    apart = min(shard or ranks.world, ranks.world)
-    if apart == 1 or (shard == 0 and not isinstance(policy, Rebuilt)):
+def weights_of(policy: Policy, ranks: Ranks, settings: Parallel) -> Weights:
+    """The weights of a run. Raises UserError for adapters in shares, and where processes make up no whole copies."""
+    shard = min(settings.shard or ranks.world, ranks.world)
+    if shard == 1 or (settings.shard == 0 and not isinstance(policy, Rebuilt)):
         return Whole(policy, ranks)
     if not isinstance(policy, Rebuilt):
-        raise UserError(f"parallel.shard is {shard}, but adapters are whole in every process: leave it out")
+        raise UserError(f"parallel.shard is {settings.shard}, but adapters are whole in every process: leave it out")
+    if ranks.world % shard:
+        raise UserError(
+            f"parallel.shard is {shard}, which does not divide the {ranks.world} processes: choose one that does"
+        )
     from t2i_rl.parallel.sharding import Sharded
 
-    return Sharded(policy, ranks, apart, reshard, offload)
+    return Sharded(policy, ranks, shard, settings.reshard, settings.offload)

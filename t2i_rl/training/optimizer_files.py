@@ -16,11 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from t2i_rl.errors import UserError
-from t2i_rl.parallel.weights import Weights
+from t2i_rl.parallel.weights import Weights, local
 from t2i_rl.training.optimizer import MasterAdamW
 
 PATTERN = "optimizer-*-of-*.safetensors"
@@ -78,11 +77,6 @@ class Stored(NamedTuple):
 
     shape: tuple[int, ...]
     rows: Callable[[int, int], Tensor]
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _named(weights: Weights, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Parameter, bool]]:

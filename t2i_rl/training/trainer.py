@@ -80,8 +80,7 @@ class Trainer:
         answers = bool(policy.stop_tokens)
         asking, contrast = asking_of(config, method, answers), None if answers else contrast_prompt(config.contrast)
         self.passes = StatisticPasses(frozenset(names), rollout.sampling, contrast, rollout.micro_batch)
-        apart = config.parallel
-        self.weights = weights_of(policy, ranks, apart.shard, apart.reshard, apart.offload)
+        self.weights = weights_of(policy, ranks, config.parallel)
         self.reference = self.weights.reference(reference or policy) if method.needs_reference else None
         self.idle = IdleGroups(ranks, policy, asking, prompts[0])
         compared = None
@@ -200,7 +199,7 @@ class Trainer:
                 off = (was - sampled) * here.valid.flatten(0, 1)
                 gap = max(gap, *self.ranks.each(off.abs().max().item()))
             self.weights.add_up(gradients(self.optimizer))
-            norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number)
+            norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number, self.ranks)
             self.weights.refresh()
         weights = self.ranks.totals({"weight": (credit.weight * credit.mask).sum().item()})["weight"]
         return {

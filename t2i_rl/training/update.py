@@ -6,13 +6,14 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from models.policy import Policy
 from t2i_rl.configuration.config import UpdateConfig
 from t2i_rl.errors import DivergenceError
 from t2i_rl.methods.method import Method
 from t2i_rl.methods.objectives import Denominators, ImageRows
+from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.parallel.weights import local, whole
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import TokenDistribution, micro_batches, replay
 
@@ -77,25 +78,23 @@ def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def gathered(norm: Tensor) -> Tensor:
-    """A norm over weights of which each process has a share; itself where they are whole."""
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def apply_gradient(optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int) -> float:
+def apply_gradient(
+    optimizer: torch.optim.Optimizer, rate: float, max_norm: float, loss: float, step: int, ranks: Ranks = ALONE
+) -> float:
     """Clip the gradient, let the optimizer step and clear the gradient; returns its norm before clipping.
 
     Raises DivergenceError, before a weight moves, if the loss or the norm is not finite; after it, if a weight is not.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = gathered(torch.nn.utils.clip_grad_norm_(parameters, max_norm)).item()
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)).item()
     for name, value in (("loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise DivergenceError(f"step {step}: the {name} is {value}; the policy keeps its last weights")
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    if not gathered(torch.nn.utils.get_total_norm(parameters, math.inf)).isfinite():
+    held = [part for part in map(local, parameters) if part.numel()]
+    if not all(ranks.each(torch.nn.utils.get_total_norm(held, math.inf).isfinite().item())):
         raise DivergenceError(
             f"step {step}: the optimizer's step left weights that are not finite: choose a smaller "
             "update.learning-rate; the last checkpoint is as it was"

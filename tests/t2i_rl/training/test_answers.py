@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,7 @@ def test_parts_of_a_rollout(tmp_path: Path):
     for (tokens, _), rows in zip(seen, even_parts(len(groups), 2) * 2, strict=True):
         assert torch.equal(tokens, groups[rows])
     assert all(
-        not torch.equal(one["lm_head.weight"], next_["lm_head.weight"])
-        for (_, one), (_, next_) in zip(seen, seen[1:], strict=False)
+        not torch.equal(one["lm_head.weight"], next_["lm_head.weight"]) for (_, one), (_, next_) in pairwise(seen)
     )
 
 
