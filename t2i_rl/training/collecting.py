@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from models.policy import Condition, Policy
 from rewards.errors import RewardError
-from rewards.reward import Reward, dropped_groups
+from rewards.reward import Reward, Scores, dropped_groups
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.methods.advantages import zero_variance
 from t2i_rl.methods.method import Method
+from t2i_rl.methods.overlong import LAST, OVERLONG, overlong
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.prompts.asking import Asking
 from t2i_rl.prompts.order import batch, further_batch
@@ -118,7 +119,7 @@ class Collector:
                     with clock.phase("reference"):
                         rollout = self.reference.complete(rollout)
                 with clock.phase("score_wait"):
-                    scores = of_all(self.ranks, scorer.scores() if own else None)
+                    scores = of_all(self.ranks, self.with_length(scorer.scores(), rollout) if own else None)
             clock.add("score", scorer.seconds)
             whole = (~dropped_groups(scores, settings.group_size)).nonzero()[:, 0].tolist()
             lost += len(records) - len(whole)
@@ -138,6 +139,14 @@ class Collector:
                 f'{image % settings.group_size} ("{asked[image // settings.group_size].text}"): {why}'
             )
         return Collected(step, tuple(rounds), self.measured([groups.rollout for groups in rounds]), lost, faults)
+
+    def with_length(self, scores: Scores, rollout: Rollout) -> Scores:
+        """Of answers with a further part, `overlong`, which counts where `reward_weights` names it."""
+        if not rollout.stop_tokens:
+            return scores
+        limit = self.config.question.max_tokens
+        punished = overlong(rollout.lengths.flatten().cpu(), limit, max(1, limit // LAST))
+        return replace(scores, parts={**scores.parts, OVERLONG: punished})
 
     def measured(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """What is logged of the tokens."""
