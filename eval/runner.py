@@ -6,6 +6,7 @@ share the blocks as torchrun starts them (RANK and WORLD_SIZE), without talking 
 done writes the summary. So no number depends on how many they were, or on where a killed one stopped.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -74,7 +75,7 @@ def run(
         ledger.mend()
     with naming(folder), display(shard.rank != 0, benchmark.samples) as stages:
         source.provide(benchmark, folder, blocks, digest(settings)[:12], stages, manifest)
-        images = _checked(manifest, digest(settings)[:12])
+        images = _checked(benchmark, manifest, digest(settings)[:12])
         for name, scorer in scorers.items():
             judge(benchmark, name, scorer, folder, blocks, images, ledgers[name], stages, weights)
     return finish(benchmark, folder, manifest, ledgers, scorers, settings, batch)
@@ -166,13 +167,24 @@ def finish(
     return summary
 
 
-def _checked(manifest: Ledger, settings: str) -> dict[Key, Row]:
-    """The images, all of one evaluation. Raises UserError for a line of another."""
+def _checked(benchmark: Benchmark, manifest: Ledger, settings: str) -> dict[Key, Row]:
+    """The images, all of this evaluation. Raises UserError for a line of another, or that says another thing."""
     rows = manifest.rows()
-    for (index, sample), row in rows.items():
-        if row["settings"] != settings:
+    for key in benchmark.keys:
+        if key not in rows:
+            continue
+        if rows[key].get("settings") != settings:
             raise UserError(
-                f"{manifest.path} mixes two settings: image {sample} of prompt {index} is of another evaluation, so "
+                f"{manifest.path} mixes two settings: image {key[1]} of prompt {key[0]} is of another evaluation, so "
                 "remove its line, or name another folder"
             )
+        asked = benchmark.prompts[key[0]]
+        metadata = json.loads(json.dumps(dict(asked.metadata)))  # as a line holds it
+        said = {"prompt": asked.text, "category": benchmark.category(key[0]), "metadata": metadata}
+        for name, value in said.items():
+            if rows[key].get(name) != value:
+                raise UserError(
+                    f"{manifest.path} says of image {key[1]} of prompt {key[0]} another {name} than it was drawn for: "
+                    "remove its line to do it again"
+                )
     return rows

@@ -25,7 +25,7 @@ def merge(source: str, folder: Path, dtype: torch.dtype, format: Format | None =
     if format is None:
         policy.merged().save(folder)
         return
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".merged-") as aside:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".merged-") as aside:
         policy.merged().save(Path(aside))
         convert(aside, folder, format)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-from rewards.errors import RewardError
+from rewards.errors import RewardError, printable
 from rewards.files.pictures import PictureError, read_rgb
 from rewards.registry import build, parse
 
@@ -72,7 +72,7 @@ def find_images(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             record["tag"], record["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RewardError(
                 f"{path} is no GenEval record ({error!r}): write one JSON object with tag and prompt"
             ) from error
@@ -149,9 +149,9 @@ def calibrate(asked: Calibration) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     try:
-        print(calibrate(tyro.cli(Calibration, args=arguments, prog="python -m rewards.calibrate")))
+        print(printable(calibrate(tyro.cli(Calibration, args=arguments, prog="python -m rewards.calibrate"))))
     except RewardError as error:
-        print(f"rewards.calibrate: {error}", file=sys.stderr)
+        print(printable(f"rewards.calibrate: {error}"), file=sys.stderr)
         return 2
     return 0
 

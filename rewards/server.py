@@ -13,7 +13,7 @@ import sys
 
 import tyro
 
-from rewards.errors import RewardError
+from rewards.errors import RewardError, printable
 from rewards.files.noted import noted
 from rewards.http import token
 from rewards.http.service import Service
@@ -76,7 +76,7 @@ def main() -> int:
     try:
         serve(tyro.cli(Service, prog="python -m rewards.server"))
     except RewardError as error:
-        print(f"rewards.server: {error}", file=sys.stderr)
+        print(printable(f"rewards.server: {error}"), file=sys.stderr)
         return 2
     return 0
 

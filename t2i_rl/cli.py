@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from models.errors import ModelError
-from rewards.errors import RewardError
+from rewards.errors import RewardError, printable
 from t2i_rl.commands.compare import compare
 from t2i_rl.commands.data import data
 from t2i_rl.commands.describe import check, methods, models, plan, presets, rewards
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_whole(word, f"{word!r} on the command line", "bytes that are not UTF-8")
         command([from_home(word) for word in words[1:]])
     except (UserError, ModelError, RewardError) as error:
-        print(f"t2i-rl: {error}", file=sys.stderr)
+        print(printable(f"t2i-rl: {error}"), file=sys.stderr)
         return 2
     except DivergenceError as error:
-        print(f"t2i-rl: {error}", file=sys.stderr)
+        print(printable(f"t2i-rl: {error}"), file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(f"t2i-rl: {stopped}")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_of_files(error):  # nothing that the user could mend
             raise
         where = f"cannot use {error.filename}" if error.filename else "cannot write"
-        print(f"t2i-rl: {where} ({error.strerror}): check the path and the free space", file=sys.stderr)
+        print(printable(f"t2i-rl: {where} ({error.strerror}): check the path and the free space"), file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_of_memory(error):

@@ -3,18 +3,22 @@
 What cannot be written is an OSError that names the place: full disks, quotas and file systems that fail say none.
 """
 
+import fcntl
+import glob
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from safetensors import SafetensorError
 
 from t2i_rl.errors import UserError
+
+ASIDE = ".whole"  # how the name of a folder ends that is being written
 
 
 def check_free(folder: Path) -> None:
@@ -59,14 +63,47 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that takes its name when all is written, and vanishes when something fails."""
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}-*{ASIDE}"):  # by a process that was killed
+        with suppress(OSError), _owned(left) as free:
+            if free:
+                shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=ASIDE, dir=folder.parent))
     try:
-        with naming(folder, aside):
+        with naming(folder, aside), _owned(aside):
             yield aside
-            aside.chmod(0o755)
+            open_to_others(aside)
             aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[bool]:
+    """Whether nobody else writes into a folder aside: the lock on it ends with its owner, in whatever way.
+
+    On a file system without locks nobody can tell.
+    """
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        yield _locked(place)
+    finally:
+        os.close(place)
+
+
+def _locked(place: int) -> bool:
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def open_to_others(folder: Path) -> None:
+    """Give a folder and all in it the rights that this process's new files have: safetensors' are for their owner."""
+    hidden = os.umask(0o077)
+    os.umask(hidden)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~hidden)
 
 
 def write_atomically(path: Path, text: str) -> None:

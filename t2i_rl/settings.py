@@ -55,7 +55,7 @@ def read_settings(path: Path) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the settings in {path} ({error.strerror}): check the path") from error
-    except ValueError as error:  # of either parser, or of the decoding
+    except (ValueError, RecursionError) as error:  # of either parser, or of the decoding
         raise UserError(f"{path} is not valid {kind} ({error}): mend it") from error
 
 

@@ -11,6 +11,7 @@ it does no harm if two do so at once, for both write the same.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def read_object(path: Path) -> Row:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): give the folder of a finished evaluation") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): name another folder") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is no object: name another folder")
@@ -97,7 +98,7 @@ class Ledger:
     def rows(self) -> dict[Key, Row]:
         """What all processes have written so far. A last line without its end is what a killed one was writing.
 
-        Raises UserError for any other line that cannot be read.
+        Raises UserError for any other line that cannot be read, and for numbers that are none.
         """
         # The parts first: who joins them writes the whole before it removes them, so nothing is missed.
         paths = [*sorted(self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}")), self.path]
@@ -105,11 +106,13 @@ class Ledger:
         for path in paths:
             for number, line in enumerate(_lines(path), start=1):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, parse_float=_finite, parse_constant=_finite)
+                    if any(type(value) not in (int, float) for value in row.get("values", {}).values()):
+                        raise TypeError("a value is no number")
                     rows[row["index"], row["sample"]] = row
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise UserError(
-                        f"{path}, line {number} is not about an image: remove the line to do it again"
+                        f"{path}, line {number} is not about an image ({error}): remove the line to do it again"
                     ) from error
         return rows
 
@@ -136,6 +139,13 @@ class Ledger:
         for part in self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}"):
             part.unlink(missing_ok=True)
         return whole
+
+
+def _finite(text: str) -> float:
+    """A number of JSON. Raises ValueError for one that none of our scorers has given."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def _lines(path: Path) -> list[str]:

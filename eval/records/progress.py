@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from rewards.errors import printable
+
 PAUSE = 30.0  # seconds between two lines where there is no terminal
 
 Advance = Callable[[int], None]
@@ -43,7 +45,7 @@ def display(silent: bool, samples: str = "images", console: Console | None = Non
         with Progress(*columns, console=console) as progress:
 
             def begin(label: str, total: int) -> Advance:
-                task = progress.add_task(label, total=total)
+                task = progress.add_task(printable(label), total=total)
                 return lambda images: progress.advance(task, images)
 
             yield begin
@@ -70,5 +72,5 @@ class _Lines:
         self.said = now
         speed = self.done / max(now - self.began, 1e-6)
         left = timedelta(seconds=round((self.total - self.done) / speed))
-        line = f"{self.label}: {self.done}/{self.total}, {speed:.1f} {self.samples}/s, {left} left"
+        line = f"{printable(self.label)}: {self.done}/{self.total}, {speed:.1f} {self.samples}/s, {left} left"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)

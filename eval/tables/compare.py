@@ -5,6 +5,7 @@ every category keeps its number of prompts, and the same draws are made for ever
 measured on the same prompts. Intervals are percentiles of the drawn figures.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +70,26 @@ def read_run(folder: Path) -> Finished:
                 category: np.array([np.mean(prompts[index]) for index in sorted(prompts)])
                 for category, prompts in by_category.items()
             }
+        for name, metric in metrics.items():
+            _check_overall(folder, name, metric, means[name])
         mean_of = {name: metric["mean_of"] for name, metric in metrics.items()}
         judged_by = {name: metric["scorer"] for name, metric in metrics.items()}
         return Finished(str(folder), settings, scorers, means, mean_of, judged_by)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder} holds no finished evaluation ({error!r}): run t2i-rl eval again") from error
+
+
+def _check_overall(
+    folder: Path, name: str, metric: Mapping[str, Any], means: Mapping[str, Float[ndarray, " P"]]
+) -> None:
+    """Raise UserError unless the lines give the figure that the summary states: they were changed afterwards."""
+    every = [values.mean() for values in means.values()] if metric["mean_of"] == "categories" else [*means.values()]
+    found = float(np.mean(np.hstack(every)))
+    if not math.isclose(found, metric["overall"], rel_tol=1e-6, abs_tol=1e-9):
+        raise UserError(
+            f"{folder}: the lines of {SCORES} give {found:.4f} for {name}, but {SUMMARY} {metric['overall']:.4f}: one "
+            "of them was changed, so judge it again"
+        )
 
 
 def check_alike(runs: Sequence[Finished]) -> None:

@@ -4,9 +4,12 @@ They lie in `pins.json` of the cache: `$T2I_RL_CACHE`, else `t2i-rl` below `$XDG
 Nothing here imports torch.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rewards.errors import RewardError
@@ -38,9 +41,12 @@ def pins() -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RewardError(f"{path} is not JSON ({error}): repair it, or remove it to record the files anew") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(seen["sha256"], str) for seen in found.values()):
+            raise TypeError("a file's SHA-256 is no text")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RewardError(f"{path} is damaged ({error}): repair it, or remove it to record the files anew") from error
 
 
 def compare(key: str, place: str | Path, digest: str) -> None:
@@ -55,17 +61,30 @@ def compare(key: str, place: str | Path, digest: str) -> None:
 
 def pin(key: str, path: Path, **seen: str) -> str:
     """Record the file's SHA-256 (and what else was `seen`) under `key`, or compare; returns it. Raises RewardError."""
-    digest, known = sha256(path), pins()
-    if key in known:
+    digest = sha256(path)
+    if key in pins():
         compare(key, path, digest)
         return digest
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{PINS}.{os.getpid()}"
-    text = json.dumps(known | {key: {"sha256": digest, **seen}}, indent=2, sort_keys=True)
-    try:
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(folder / PINS)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _alone(folder):
+        if key in (known := pins()):
+            compare(key, path, digest)
+            return digest
+        aside = folder / f"{PINS}.{os.getpid()}"
+        text = json.dumps(known | {key: {"sha256": digest, **seen}}, indent=2, sort_keys=True)
+        try:
+            aside.write_text(text + "\n", encoding="utf-8")
+            aside.replace(folder / PINS)
+        finally:
+            aside.unlink(missing_ok=True)
     return digest
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time records: each writes what it has read, and one more. Not on a file system without locks."""
+    with (folder / f"{PINS}.lock").open("a") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -13,7 +13,7 @@ from rewards.errors import RewardError
 from rewards.judges.endpoint import Choice, Token, UnansweredError, quoted
 
 LOWEST, HIGHEST = 1.0, 5.0
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 class Form(BaseModel):

@@ -44,6 +44,7 @@ def compare(arguments: Sequence[str]) -> None:
     from eval.tables.compare import read_run, shared_metrics
     from eval.tables.compare_table import WRITERS, markdown
     from eval.tables.published import rows_of
+    from rewards.errors import printable
     from t2i_rl.outputs import write_atomically
 
     for path in wanted.out:
@@ -54,4 +55,4 @@ def compare(arguments: Sequence[str]) -> None:
     stated = rows_of(runs, shared_metrics(runs)) if wanted.published else []
     for path in wanted.out:
         write_atomically(path, WRITERS[path.suffix](comparison, stated))
-    print(markdown(comparison, stated), end="")
+    print(printable(markdown(comparison, stated)), end="")

@@ -322,8 +322,10 @@ def read_config(path: Path) -> TrainConfig:
     return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, sampling=sampling))
 
 
-def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _renamed(settings: Any) -> Any:
     """With the contrast of an older run, whose words had a name of their own."""
+    if not isinstance(settings, Mapping):
+        return settings  # to be refused
     found = dict(settings)
     words = found.pop("contrast_prompt", None)
     return found if words is None else {**found, "contrast": f"text:{words}" if words else NULL}

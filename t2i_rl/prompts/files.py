@@ -72,7 +72,7 @@ def _json_lines(text: str, origin: str) -> Entries:
     for place, line in _lines(text, origin):
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place} is not JSON ({error}): write one object per line") from error
         yield place, entry
 
@@ -80,7 +80,7 @@ def _json_lines(text: str, origin: str) -> Entries:
 def _json_list(text: str, origin: str) -> Entries:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{origin} is not JSON ({error}): write a list of texts, or of objects") from error
     if not isinstance(found, list):
         keys = f" but an object with {', '.join(f'`{key}`' for key in found) or 'nothing'}" * isinstance(found, dict)

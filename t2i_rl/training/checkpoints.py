@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from t2i_rl.errors import UserError
-from t2i_rl.outputs import write_atomically
+from t2i_rl.outputs import open_to_others, write_atomically
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.training.run_folder import at_step, complete, latest
 
@@ -65,6 +65,7 @@ def save(
         written = [_digested(path, aside) for path in files[ranks.rank :: ranks.world]]
         every = sorted(chain.from_iterable(ranks.each(written)))
         if ranks.first:
+            open_to_others(aside)
             inventory = {
                 "step": step,
                 "settings": dict(settings),

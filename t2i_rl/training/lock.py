@@ -64,7 +64,7 @@ def _owner(file: TextIO) -> tuple[int, str]:
     try:
         found = json.loads(file.read())
         return int(found["pid"]), str(found["host"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0, ""
 
 

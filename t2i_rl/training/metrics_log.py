@@ -58,7 +58,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
             row = json.loads(line)
             int(row["step"])
             rows.append(_as_named_today(row))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             damaged.append(str(number))
     if damaged:
         print(f"warning: left out what is damaged of {path}: line {', '.join(damaged)}", file=sys.stderr)

@@ -58,7 +58,7 @@ def _best(path: Path) -> str:
     """The step that the run's `best.json` names; nothing where it names none."""
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["step"] or "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -248,3 +248,35 @@ def test_scores_by_other_weights_of_the_same_name_are_not_mixed(policy: JanusPol
         rows = [{key: value for key, value in row.items() if key != "weights"} for row in lines(ledger)]
         ledger.write_text("".join(json.dumps(row) + "\n" for row in rows))  # as older ones are
     judged(geneval="another")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "complaint"),
+    [
+        ("scores/pixel.jsonl", {"values": {"total": float("nan")}}, r"pixel\.jsonl, line 1 .*NaN is no finite number"),
+        ("scores/pixel.jsonl", {"values": {"total": "1"}}, r"pixel\.jsonl, line 1 .*a value is no number"),
+        ("scores/pixel.jsonl", {"values": [1.0]}, r"pixel\.jsonl, line 1 is not about an image"),
+        ("manifest.jsonl", {"category": "easy"}, "says of image 0 of prompt 0 another category than it was drawn for"),
+        ("manifest.jsonl", {"prompt": "a photo"}, "says of image 0 of prompt 0 another prompt"),
+        ("manifest.jsonl", {"metadata": {"tag": "x"}}, "says of image 0 of prompt 0 another metadata"),
+        ("manifest.jsonl", {"settings": None}, "mixes two settings"),
+    ],
+)
+def test_lines_that_were_edited_are_not_believed(
+    file: str, changes: dict, complaint: str, policy: JanusPolicy, tmp_path: Path
+):
+    drawn(policy, tmp_path)
+    path = tmp_path / file
+    first, *rest = lines(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({**first, **changes}, *rest)))
+    with pytest.raises(UserError, match=complaint):
+        drawn(policy, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["1e999", "[" * 10**5])
+def test_a_line_that_no_scorer_writes_is_named(text: str, policy: JanusPolicy, tmp_path: Path):
+    drawn(policy, tmp_path)
+    path = tmp_path / "scores" / "pixel.jsonl"
+    path.write_text('{"index": 0, "sample": 0, "values": {"total": ' + text + "}}\n" + path.read_text())
+    with pytest.raises(UserError, match=r"pixel\.jsonl, line 1 is not about an image"):
+        drawn(policy, tmp_path)

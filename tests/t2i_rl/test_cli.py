@@ -226,3 +226,16 @@ def test_several_rewards_need_no_quotes():
     assert resolve(["--reward", *words, *more]).reward == " ".join(words)
     assert resolve([*more, "--reward", " ".join(words)]).reward == " ".join(words)
     assert resolve([]).reward == "shapes"
+
+
+def test_an_error_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "a \x1b[2J ring", "tag": "\x1b]0;x\x07", "include": [1]}) + "\n")
+    assert (
+        main(
+            ["train", "--model", "tiny", "--method", "grpo", "--prompts", str(prompts), "--out", str(tmp_path / "run")]
+        )
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert r"a \x1b[2J ring" in error and "\x1b" not in error and error.count("\n") == 1

@@ -65,7 +65,7 @@ def _json_rows(path: Path) -> Iterator[Any]:
             found = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             found = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}): copy it again") from error
     if isinstance(found, dict):
         found = list(found.values())

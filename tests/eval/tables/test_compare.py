@@ -96,6 +96,17 @@ def test_a_run_is_read_as_it_was_summarised(runs: list[Path]):
     )
 
 
+def test_a_ledger_that_was_edited_afterwards_is_not_believed(runs: list[Path]):
+    ledger = runs[0] / "scores" / "pixel.jsonl"
+    first, *rest = [json.loads(line) for line in ledger.read_text().splitlines()]
+    first["values"]["total"] += 0.25
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in (first, *rest)))
+    with pytest.raises(
+        UserError, match=r"the lines of scores give .* for hpsv2, but summary.json .*: one of them was changed"
+    ):
+        read_run(runs[0])
+
+
 def test_the_tables_hold_the_same_figures(runs: list[Path]):
     held = [read_run(path) for path in runs]
     comparison, stated = compare(held, 50), [row for row in ROWS if row.benchmark == "hps"]

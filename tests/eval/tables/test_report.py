@@ -31,3 +31,25 @@ def test_names_and_numbers_are_whole(width: int, terminal: bool) -> None:
     assert cells["category"] == list(SCORERS)
     for name, value in {**CATEGORIES, "overall (mean of images)": 4.4053}.items():
         assert cells[name] == [f"{value:.4f}"] * len(SCORERS)
+
+
+def test_names_are_neither_mark_up_nor_commands_of_the_terminal() -> None:
+    names = ["[/red]", "[bold]x[/bold]", "a\x1b]0;title\x07", "b\x1b[2J", "\u202egnp"]
+    metric = {"categories": dict.fromkeys(names, 0.5), "overall": 0.5, "mean_of": "images"}
+    counts = {**SUMMARY["counts"], "images_per_category": dict.fromkeys(names, 2)}
+    summary = {**SUMMARY, "benchmark": "[/x]\x1b[31m", "counts": counts, "metrics": {"[/y]": metric}, "notes": ["[/z]"]}
+    console = Console(file=io.StringIO(), color_system=None)
+    show(summary, console)
+    text = console.file.getvalue()
+    for name in [
+        "[/red]",
+        "[bold]x[/bold]",
+        r"a\x1b]0;title\x07",
+        r"b\x1b[2J",
+        r"\u202egnp",
+        r"[/x]\x1b[31m",
+        "[/y]",
+        "[/z]",
+    ]:
+        assert name in text
+    assert not {"\x1b", "\x07", "\u202e"} & {*text}

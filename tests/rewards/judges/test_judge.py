@@ -133,6 +133,8 @@ def test_unifiedreward_sees_a_square_of_512() -> None:
         (says("I cannot say. 4"), "gives no grade in 1..5 after 'Final Score:'; it says: 'I cannot say. 4'"),
         (says("Final Score: none"), "gives no grade in 1..5"),
         (says("Final Score: 9"), "gives no grade in 1..5"),
+        (says("Final Score: 1e999"), "gives no grade in 1..5"),
+        (says("Final Score: 4e1"), "gives no grade in 1..5"),
         (says("Final Score: " + "x" * 5000), "x...'"),
         ((400, b"the prompt is too long"), "refuses the question (status 400): 'the prompt is too long'"),
     ],

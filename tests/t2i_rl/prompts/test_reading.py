@@ -83,6 +83,8 @@ def test_files_as_others_write_them(tmp_path: Path, name: str, text: str, metada
         ("a.json", '["a ring", 3]', "entry 2 has no `prompt`: write a text"),
         ("a.json", '{"prompts": ["a ring"]}', "is no list but an object with `prompts`: write a list"),
         ("a.json", '["a ring",\n', "is not JSON .*line 2"),
+        ("a.json", "[" * 10**5, "is not JSON .*recursion"),
+        ("a.jsonl", "[" * 10**5, "line 1 is not JSON .*recursion"),
         ("a.jsonl", '{"Prompt": "a ring", "prompts": "a"}', "line 1 has more than one `prompt`, `Prompt`, `prompts`"),
         ("a.csv", "item_id,text\n0,a ring\n", "line 1 has to name one column `prompt`, but has `item_id`, `text`"),
         ("a.csv", "Prompts;Category\na ring;x\n", "but has `Prompts;Category`: .*with a comma between two columns"),
