@@ -56,7 +56,12 @@ def check_settings(config: TrainConfig, method: Method) -> None:
 
 
 def check_shares(config: TrainConfig, ranks: Ranks) -> None:
-    """Raise UserError where a process would have no group of a step."""
+    """Raise UserError where a process would have no group of a step, or all of them one GPU."""
+    if ranks.world > 1 and ":" in config.device:
+        raise UserError(
+            f"device is {config.device}, which is one GPU, and there are {ranks.world} processes: leave it out, and "
+            "each takes its own"
+        )
     if (prompts := config.rollout.prompts_per_step) < ranks.world:
         raise UserError(
             f"rollout.prompts-per-step is {prompts}, which gives {ranks.world} processes no group each, and groups are "

@@ -72,7 +72,7 @@ def joined(patience: timedelta, environment: Mapping[str, str] = os.environ) -> 
         yield ALONE
         return
     rank, world, local = numbers(environment)
-    if torch.cuda.is_available():
+    if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
     where = f"{environment.get('MASTER_ADDR', '?')}:{environment.get('MASTER_PORT', '?')}"
     try:

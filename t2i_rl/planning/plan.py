@@ -7,9 +7,10 @@ real step takes longer; how much longer is the efficiency.
 Answers in text are planned at their limit. What the vision tower keeps for its backward pass is left out: with
 checkpointing it is the input of each of its layers, once per picture of a batch.
 
-With several GPUs the trained module is sharded (weights, their float32 copies, gradients, moments, reference) and
-gathered whole once per rollout; image tokenizer and text encoder are whole on each. Groups are never split, so prompts
-are what is shared out.
+With several GPUs what is trained is split (float32 weights, gradients, moments, reference), and each has a whole copy
+in the model's precision besides, from which it samples (`t2i_rl.parallel`); adapters, image tokenizer and text encoder
+are whole on each. Groups are never split, so prompts are what is shared out. What the GPUs send each other is in
+`t2i_rl.planning.network`. AdamW is one kernel on a GPU, and needs nothing beside.
 """
 
 from itertools import accumulate
@@ -19,6 +20,7 @@ from torch.nn import Linear
 
 from models.architectures import Architecture, count, linear_weights
 from models.trainable import chosen
+from t2i_rl.planning.network import network_lines, traffic
 from t2i_rl.planning.plan_config import PlanConfig
 from t2i_rl.rollout.log_probs import chunk_for
 
@@ -28,6 +30,9 @@ USABLE = 0.9  # of a card's memory, for tensors
 LOGIT_COPIES = 6
 CHUNK_COPIES = 4  # float32 [chunk, V] at once in the update: logits, log-probs, exponentials, their gradient
 BRANCHES = 2
+# The pixel decoder, in float32: bytes of an image of 384 pixels at its widest, as seen, and how many images at once.
+PIXELS, SIDE, PIXELS_PER_TOKEN = 358e6, 384, 16
+DECODED = {"janus": 32, "llamagen": 16, "star": 32}
 FLOAT32 = {  # parts that run in float32 whatever the model runs in
     "janus": {"image tokenizer"},
     "llamagen": {"image tokenizer"},
@@ -50,24 +55,28 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
     # With checkpointing, every layer's input and all of the one layer that is being recomputed.
     whole, inputs = (1, len(model.layers)) if plan.gradient_checkpointing else (len(model.layers), 0)
     kept = whole * kept_by_layer(model) + inputs * model.width
+    casts = whole * adapted_inputs(model) / len(model.layers) if plan.lora_rank and size < 4 else 0
+    side = PIXELS_PER_TOKEN * max(model.blocks if len({*model.blocks}) > 1 else (model.tokens,)) ** 0.5
+    decoded = min(plan.rows_at_once, DECODED.get(model.family, 0))
     return {
         "always": {
-            "weights": first / plan.gpus,
+            "weights": first,
             "other parts": sum(others),
-            "adapters": 4 * adapters / plan.gpus,
-            "float32 copies": 4 * learned / plan.gpus if copied(plan) else 0,
-            "gradients": 4 * learned / plan.gpus,
-            "moments": 2 * 4 * learned / plan.gpus,
-            "reference": 0 if plan.lora_rank or not plan.reference else size * learned / plan.gpus,
+            "adapters": 4 * adapters,
+            "float32 copies": 4 * learned / plan.parts if copied(plan) or plan.parts > 1 else 0,
+            "gradients": 4 * learned / plan.parts,
+            "moments": 2 * 4 * learned / plan.parts,
+            "reference": 0 if plan.lora_rank or not plan.reference else size * learned / plan.parts,
         },
         "sampling": {
-            "gathered weights": first - first / plan.gpus,
             "keys and values": rows * sequence * cached(model) * size,
             "logits": rows // BRANCHES * max(model.blocks) * model.codes * 4 * LOGIT_COPIES,
         },
+        "pixels": {"image decoder": decoded * PIXELS * (side / SIDE) ** 2},
         "update": {
-            "gathered layers": 0 if plan.gpus == 1 else 2 * linear_weights(model.layers) / len(model.layers) * size,
+            "gathered layers": 0 if plan.parts == 1 else gathered(model, plan) * size,
             "activations": plan.update_batch * sequence * kept * size,
+            "adapters' inputs": plan.update_batch * sequence * casts * 4,
             "logits": chunk_for(model.codes) * model.codes * 4 * CHUNK_COPIES,
         },
     }
@@ -82,10 +91,20 @@ def trained(model: Architecture, plan: PlanConfig) -> int:
 
 
 def peaks(model: Architecture, plan: PlanConfig) -> dict[str, float]:
-    """Bytes that each GPU needs at most, while sampling and in the update."""
-    needed = memory(model, plan)
-    always = sum(needed["always"].values())
-    return {phase: always + sum(needed[phase].values()) for phase in ("sampling", "update")}
+    """Bytes that each GPU needs at most, while sampling, decoding pixels and in the update."""
+    always, *phases = memory(model, plan).items()
+    return {phase: sum(always[1].values()) + sum(parts.values()) for phase, parts in phases if sum(parts.values())}
+
+
+def gathered(model: Architecture, plan: PlanConfig) -> float:
+    """Entries that are whole at once in the update: two layers, and what is trained and in none."""
+    layers = linear_weights(model.layers)
+    return 2 * layers / len(model.layers) + max(0, trained(model, plan) - layers)
+
+
+def adapted_inputs(model: Architecture) -> int:
+    """Entries of a token that adapters read: each keeps its own, in float32."""
+    return sum(part.in_features for part in model.layers.modules() if isinstance(part, Linear))
 
 
 def kept_by_layer(model: Architecture) -> int:
@@ -151,7 +170,8 @@ def floors(model: Architecture, plan: PlanConfig) -> dict[str, tuple[float, floa
     forward = (prompt + tokens) * 2 * layers + seen * attention + prompt * (prompt + 1) // 2 * attention
     updated = (
         images * (passes * forward + head_passes * model.tokens * 2 * head),
-        ceil(images / plan.update_batch) * passes * layers * size + learned * (7 * 4 + size * copied(plan)) / plan.gpus,
+        ceil(images / plan.update_batch) * passes * layers * size
+        + learned * (7 * 4 + size * copied(plan)) / plan.parts,
     )
     return {"operations": (sampled[0], updated[0]), "bytes": (sampled[1], updated[1])}
 
@@ -165,8 +185,8 @@ def adapter_entries(model: Architecture) -> int:
 def report(model: Architecture, plan: PlanConfig) -> list[str]:
     """The lines to print."""
     lines = [f"{plan.model}, {plan.gpus} GPU(s) of {plan.memory_gb:g} GB, {plan.dtype}"]
-    if plan.gpus > 1:
-        lines.append("as if what is trained were sharded over them: t2i-rl train runs on one GPU for now")
+    if plan.parts > 1:
+        lines.append(f"what is trained is split in {plan.parts} parts")
     lines += ["", "parameters, millions"]
     lines += [f"  {name:<28}{count(modules) / 1e6:>10,.1f}" for name, modules in model.parts.items()]
     learned = plan.lora_rank * adapter_entries(model) or trained(model, plan)
@@ -182,12 +202,13 @@ def report(model: Architecture, plan: PlanConfig) -> list[str]:
         "",
         "least time of a step, by bytes and operations",
     ]
-    found = floors(model, plan)
+    found, least = floors(model, plan), list[float]()
     for index, phase in enumerate(("sampling", "update")):
         operations, moved = found["operations"][index], found["bytes"][index]
         by_bytes, by_operations = moved / plan.bandwidth_gbs / 1e9, operations / plan.tflops / 1e12
+        least.append(max(by_bytes, by_operations))
         lines.append(
             f"  {phase:<10}{moved / 1e12:>9.2f} TB {by_bytes:>8.2f} s{operations / 1e12:>12.1f} Tflop "
-            f"{by_operations:>8.2f} s   at least {max(by_bytes, by_operations):.2f} s"
+            f"{by_operations:>8.2f} s   at least {least[-1]:.2f} s"
         )
-    return lines
+    return [*lines, *network_lines(traffic(learned, plan), plan, *least)]

@@ -19,6 +19,10 @@ class PlanConfig:
     Attributes:
         model: a registered name; nothing is downloaded.
         gpus: that share the run.
+        shard: how many of them share one copy of what is trained, as parallel.shard; 0: all, but for adapters none.
+        gpus_per_node: in one machine.
+        intra_gbs: 10^9 bytes a second that a GPU receives from others of its machine (an H100's NVLink, if not given).
+        inter_gbs: the same from other machines (400 Gbit/s for each GPU, if not given).
         memory_gb: of each, in 10^9 bytes.
         bandwidth_gbs: of its memory, 10^9 bytes a second at peak (an H100 SXM's, if not given).
         tflops: 10^12 operations a second at peak, in the run's precision, without sparsity.
@@ -38,6 +42,10 @@ class PlanConfig:
 
     model: str
     gpus: int = 1
+    shard: int = 0
+    gpus_per_node: int = 8
+    intra_gbs: float = 450
+    inter_gbs: float = 50
     memory_gb: float = 80
     bandwidth_gbs: float = 3350
     tflops: float = 989
@@ -55,23 +63,30 @@ class PlanConfig:
     trainable: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "prompts_per_step", "group_size", "rollout_batch", "update_batch", "prompt_tokens"):
+        for name in (
+            "gpus",
+            "gpus_per_node",
+            "prompts_per_step",
+            "group_size",
+            "rollout_batch",
+            "update_batch",
+            "prompt_tokens",
+        ):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("memory_gb", "bandwidth_gbs", "tflops"):
+        for name in ("memory_gb", "bandwidth_gbs", "tflops", "intra_gbs", "inter_gbs"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) > 0, "above 0")
+        check("shard", self.shard, self.shard >= 0 and not self.gpus % self.parts, "a divisor of the GPUs")
         for name in ("lora_rank", "group_batch", "evaluation_batch"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 0, "0 or more")
 
     @classmethod
     def of(cls, config: TrainConfig, model: str, processes: int = 1) -> Self:
-        """What a training run comes to, of a model with a name (`models.kin`), in so many processes of a GPU each.
-
-        Adapters are whole in each of them.
-        """
+        """What a training run comes to, of a model with a name (`models.kin`), in so many processes of a GPU each."""
         rollout, update, judging = config.rollout, config.update, config.evaluation
         return cls(
             model=model,
-            gpus=1 if config.lora.rank else config.parallel.shard or processes,
+            gpus=processes,
+            shard=config.parallel.shard,
             dtype=config.dtype,
             prompts_per_step=rollout.prompts_per_step,
             group_size=rollout.group_size,
@@ -84,6 +99,11 @@ class PlanConfig:
             lora_rank=config.lora.rank,
             trainable=config.trainable,
         )
+
+    @property
+    def parts(self) -> int:
+        """In how many a copy of what is trained is split."""
+        return 1 if self.lora_rank else min(self.shard or self.gpus, self.gpus)
 
     @property
     def prompts_per_gpu(self) -> int:
