@@ -13,7 +13,7 @@ Weights are float32, where the releases train in bfloat16 beside float32 copies:
 Prompts are sets of `t2i-rl data`: ours in GenEval's grammar; for HPSv2 those of T2I-R1, which the releases train on,
 about 7,000 where arXiv:2509.22485 says 15,000 of HPSv2's (`--prompts FILE` takes those). Held-out prompts, by which
 `best.json` chooses among checkpoints, are neither training prompts nor a benchmark's: that is left to `t2i-rl eval`.
-Columns for models that answer in text are left out.
+Those of models that answer in text are in `t2i_rl.configuration.answer_presets`.
 Nothing here imports torch.
 """
 
@@ -23,10 +23,10 @@ from dataclasses import replace
 from models.kin import kin
 from models.registry import MODELS
 from t2i_rl.configuration.adapter_presets import ADAPTED, with_adapters
+from t2i_rl.configuration.answer_presets import ANSWERS
 from t2i_rl.configuration.config import (
     CheckpointConfig,
     EvaluationConfig,
-    QuestionConfig,
     RolloutConfig,
     TrainConfig,
     UpdateConfig,
@@ -143,30 +143,7 @@ STAR = replace(
     rollout=replace(small.rollout, sampling=Sampling(guidance_scale=4.0)),
 )
 
-# Answers in text about pictures of the shapes world: what arXiv:2605.29198 does with mathematics, in small. The warm-up
-# is long, for Adam's first steps are full-size in a direction that is mostly noise.
-ON_TEXT = "objective=cfg-text,filter_zero_std=resample"
-TINY_VLM = TrainConfig(
-    model="tiny-vlm",
-    reward="math",
-    prompts="questions:train",
-    heldout="questions:heldout",
-    steps=40,
-    question=QuestionConfig(max_tokens=40),
-    rollout=RolloutConfig(prompts_per_step=32, group_size=8, micro_batch=32, resample_rounds=1),
-    update=UpdateConfig(learning_rate=1e-4, warmup_steps=10, schedule="constant", micro_batch=64),
-    evaluation=EvaluationConfig(every=10, images_per_tag=100, batch=100),
-    checkpoint=CheckpointConfig(every=10),
-)
-TINY_VLM_METHODS = {
-    "cfg": f"cfg[{ON_TEXT}]",
-    "dapo": "dapo[objective=cfg-text]",
-    "vppo": f"vppo[{ON_TEXT}]",
-    "grpo": "grpo",
-}
-
 PRESETS: dict[str, TrainConfig] = {
-    **{f"tiny-vlm-math-{name}": replace(TINY_VLM, method=method) for name, method in TINY_VLM_METHODS.items()},
     **{
         f"tiny-shapes-{name}": replace(TINY, method=name)
         for name, method in METHODS.items()
@@ -181,11 +158,12 @@ PRESETS: dict[str, TrainConfig] = {
     "star-256-hps-grpo": with_method(STAR, "grpo"),
     **{f"{column}-critical": config for column, config in CRITICAL.items()},
     **{f"{column}-critical-released": released(config) for column, config in CRITICAL.items()},
+    **ANSWERS,
 }
 
 
 BY_NAMES = {(config.model, config.reward, base_name(config.method)): name for name, config in PRESETS.items()}
-TOY = "tiny"  # its presets are of coloured shapes, and for no other model
+TOYS = ("tiny", "tiny-vlm")  # their presets are of coloured shapes, and for no other model
 
 
 def model_of(model: str) -> str | None:
@@ -197,7 +175,7 @@ def model_of(model: str) -> str | None:
     if alike is None or alike in trained:
         return alike
     family = MODELS[alike].family
-    return next((one for one in trained if one != TOY and MODELS[one].family == family), None)
+    return next((one for one in trained if one not in TOYS and MODELS[one].family == family), None)
 
 
 def preset_name(model: str, reward: str | None, method: str) -> str | None:
@@ -265,7 +243,7 @@ def check_named(model: str, preset: str | None, named: Collection[str]) -> None:
 
 def papers() -> list[str]:
     """The presets of the papers' columns."""
-    return [name for name, config in PRESETS.items() if config.model != TOY]
+    return [name for name, config in PRESETS.items() if config.model not in TOYS]
 
 
 def find_preset(name: str) -> TrainConfig:
@@ -274,6 +252,6 @@ def find_preset(name: str) -> TrainConfig:
     if column not in PRESETS or (name != column and column not in papers()):
         raise UserError(
             f"there is no preset {name!r}: choose one of {', '.join(papers())}, each also with {ADAPTED} behind it, or "
-            "tiny-shapes-METHOD"
+            "tiny-shapes-METHOD, tiny-vlm-math-METHOD"
         )
     return PRESETS[name] if name == column else with_adapters(PRESETS[column])

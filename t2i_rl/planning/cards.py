@@ -5,7 +5,7 @@ from dataclasses import replace
 from models.registry import ANSWERING, MODELS
 from t2i_rl.configuration.adapter_presets import with_adapters
 from t2i_rl.configuration.config import TrainConfig
-from t2i_rl.configuration.presets import TOY, preset
+from t2i_rl.configuration.presets import TOYS, preset
 from t2i_rl.planning.plan_config import PlanConfig
 
 CARDS = (24, 40, 80, 141)  # GB
@@ -28,7 +28,7 @@ def table() -> list[tuple[str, ...]]:
 
     rows = [("model", *(f"{card} GB" for card in CARDS))]
     for name, entry in MODELS.items():
-        if name == TOY or entry.like or entry.family in ANSWERING:
+        if name in TOYS or entry.like or entry.family in ANSWERING:
             continue
         model, column = architecture(name), preset(name, None, METHOD)
         most = {way: max(peaks(model, PlanConfig.of(turn(column), name)).values()) / 1e9 for way, turn in WAYS.items()}

@@ -9,6 +9,7 @@ import pytest
 from rewards.catalogue import REWARDS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolution, resolve
+from t2i_rl.configuration.answer_presets import ANSWERS
 from t2i_rl.configuration.config import EvaluationSampling, TrainConfig, to_json
 from t2i_rl.configuration.presets import BY_NAMES, PRESETS, find_preset, preset, preset_name
 from t2i_rl.configuration.run_method import run_method
@@ -18,7 +19,7 @@ from t2i_rl.methods.variants import base_name
 from t2i_rl.prompts.sets import NAMES
 from t2i_rl.settings import override, read_settings
 
-FULL = [name for name in PRESETS if not name.startswith("tiny-")]
+FULL = [name for name in PRESETS if not name.startswith("tiny-") and name not in ANSWERS]
 # Images of a step, group, learning rate, beta, guidance, steps: the columns of both papers, and the launch script's.
 COLUMNS = {
     "janus-pro-7b-geneval-cfg": (128, 16, 5e-6, 0.03, 5.0, 1600),
@@ -268,4 +269,5 @@ def test_a_preset_is_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert resolve(["--config", str(tmp_path / "run.json")]) == PRESETS["janus-pro-1b-hps-critical"]
     assert main(["presets"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
-    assert listed == [*FULL, *(f"{name}-lora" for name in FULL), "tiny-shapes-METHOD"]
+    names = [name for name in PRESETS if not name.startswith("tiny-")]
+    assert listed == [*names, *(f"{name}-lora" for name in names), "tiny-shapes-METHOD", "tiny-vlm-math-METHOD"]

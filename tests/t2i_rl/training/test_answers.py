@@ -179,9 +179,8 @@ def test_parts_of_a_rollout(tmp_path: Path):
     groups = found.updated.rollout.tokens
     for (tokens, _), rows in zip(seen, even_parts(len(groups), 2) * 2, strict=True):
         assert torch.equal(tokens, groups[rows])
-    assert all(
-        not torch.equal(one["lm_head.weight"], next_["lm_head.weight"]) for (_, one), (_, next_) in pairwise(seen)
-    )
+    heads = [found["lm_head.weight"] for _, found in seen]
+    assert all(not torch.equal(before, after) for before, after in pairwise(heads))
 
 
 def test_it_learns(tmp_path: Path):
