@@ -6,6 +6,7 @@ finds a new process. Processes start when they are first needed and end with who
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from rewards.threads import begin
 
 PROGRAM = Path(__file__).with_name("worker.py")
 MOST = 4  # processes
+EACH = 2  # answers at once for each process: to start one takes a second
 SECONDS = 2.0  # of processor time for an answer
 MEMORY = 2**30  # bytes
 BUSY = 5  # times the seconds that may pass on the clock: a stopped process uses none of the processor's
@@ -129,7 +131,7 @@ class Workers:
                     pair = left.popleft()
                     found[pair] = worker.grade(*pair)
 
-        for asked in [begin(None, work, worker) for worker in self.workers[: len(left)]]:
+        for asked in [begin(None, work, worker) for worker in self.workers[: math.ceil(len(left) / EACH)]]:
             asked.result()
         return [found[pair] for pair in answers]
 

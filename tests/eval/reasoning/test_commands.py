@@ -1,6 +1,9 @@
 """`t2i-rl eval mathverse` and the like, on a random model and questions of a few words."""
 
+import contextlib
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "own.jsonl"
 
 
-@pytest.fixture(autouse=True)
-def boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def boxes() -> Iterator[None]:
     """The random model's words in boxes that the grader can read: 0 or 1, by their tokens."""
     decode = QwenVLPolicy.decode
 
@@ -46,7 +49,18 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> None:
         numbers = (tokens.sum(-1) % 2).tolist()
         return [f"{text} \\boxed{{{number}}}" for text, number in zip(decode(policy, tokens), numbers, strict=True)]
 
-    monkeypatch.setattr(QwenVLPolicy, "decode", boxed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QwenVLPolicy, "decode", boxed)
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluated(model: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of an evaluation, and what it printed."""
+    folder, said = tmp_path_factory.mktemp("evaluated") / "a", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(words(model, questions, folder)) == 0
+    return folder, said.getvalue()
 
 
 def words(model: Path, questions: Path, out: Path, *more: str, name: str = "mathverse") -> list[str]:
@@ -63,17 +77,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_questions_are_answered_graded_and_summed_up(
-    model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words(model, questions, tmp_path / "a")) == 0
-    shown = capsys.readouterr().out
-    summary, manifest = read(tmp_path / "a"), lines(tmp_path / "a/manifest.jsonl")
+def test_questions_are_answered_graded_and_summed_up(evaluated: tuple[Path, str]) -> None:
+    folder, shown = evaluated
+    summary, manifest = read(folder), lines(folder / "manifest.jsonl")
     assert [(row["index"], row["sample"]) for row in manifest] == [(i, j) for i in range(3) for j in range(4)]
     assert len({row["text"] for row in manifest}) > 4 and all(1 <= row["tokens"] <= 5 for row in manifest)
     assert manifest[0]["text"] != manifest[8]["text"]  # the same question again is answered anew
     right = [[int("{1}" in row["text"]) for row in manifest[4 * one : 4 * one + 4]] for one in range(3)]
-    assert [line["right"] for line in lines(tmp_path / "a/questions.jsonl")] == right
+    assert [line["right"] for line in lines(folder / "questions.jsonl")] == right
     mean = 100 * sum(map(sum, right)) / 12
     assert 0 < mean < 100
     assert summary["metrics"]["accuracy"]["overall"] == pytest.approx(mean)
@@ -85,39 +96,42 @@ def test_questions_are_answered_graded_and_summed_up(
     assert f"avg@4 {mean:.1f} ± " in shown and "12 answers of 3 prompts" in shown and "answers/s" in shown
 
 
-def test_batches_and_an_interruption_change_nothing(model: Path, questions: Path, tmp_path: Path) -> None:
-    assert main(words(model, questions, tmp_path / "a")) == 0
+def test_batches_and_an_interruption_change_nothing(
+    evaluated: tuple[Path, str], model: Path, questions: Path, tmp_path: Path
+) -> None:
     assert main(words(model, questions, tmp_path / "b", "--batch", "1", "--generate-only")) == 0
     assert not (tmp_path / "b/summary.json").exists()
     held = (tmp_path / "b/manifest.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "b/manifest.jsonl").unlink()
     (tmp_path / "b/manifest.0.jsonl").write_text("".join(held[:5]) + held[5][:20])  # killed in the middle of a line
     assert main(words(model, questions, tmp_path / "b", "--batch", "1", "--resume")) == 0
-    assert read(tmp_path / "b") == read(tmp_path / "a")
+    assert read(tmp_path / "b") == read(evaluated[0])
     for name in ("manifest.jsonl", "questions.jsonl", "scores/answers.jsonl"):
-        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+        assert (evaluated[0] / name).read_text() == (tmp_path / "b" / name).read_text()
 
 
-def test_the_protocol_and_what_is_given_besides(model: Path, questions: Path, tmp_path: Path) -> None:
+def test_the_protocol_and_what_is_given_besides(
+    evaluated: tuple[Path, str], model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(model, questions, tmp_path / "a", "--protocol", "papo", "--grader", "math-verify")) == 0
     settings = read(tmp_path / "a")["settings"]
     assert (settings["protocol"], settings["max_tokens"], settings["instruction"]) == ("papo", 5, "?")
     assert settings["picture_size"] == {"least": 1024, "most": 589824} and settings["sampling"]["top_k"] == 50
     assert read(tmp_path / "a")["scorers"]["answers"].startswith("math-verify (math-verify ")
+    assert main(["compare", str(evaluated[0]), str(tmp_path / "a")]) == 2
+    assert "was judged by math (mathruler" in capsys.readouterr().err
 
 
-def test_two_runs_compared(model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words(model, questions, tmp_path / "a")) == 0
+def test_two_runs_compared(
+    evaluated: tuple[Path, str], model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = str(evaluated[0])
     assert main(words(model, questions, tmp_path / "b", "--seed", "1")) == 0
     capsys.readouterr()
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert main(["compare", first, str(tmp_path / "b")]) == 0
     assert "accuracy | count | color" in capsys.readouterr().out
-    assert main(["compare", str(tmp_path / "a"), "--published"]) == 2
-    error = capsys.readouterr().err
-    assert "3 prompts instead of 2180 and 4 instead of 8 answers of each" in error
-    assert main(words(model, questions, tmp_path / "c", "--grader", "math-verify")) == 0
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
-    assert "was judged by math (mathruler" in capsys.readouterr().err
+    assert main(["compare", first, "--published"]) == 2
+    assert "3 prompts instead of 2180 and 4 instead of 8 answers of each" in capsys.readouterr().err
 
 
 def test_questions_of_a_table_are_marked_as_ours(model: Path, questions: Path, tmp_path: Path) -> None:
