@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rewards.answers import workers as module
 from rewards.answers.workers import Verdict, Workers
 from rewards.errors import RewardError
 
@@ -105,8 +106,9 @@ def test_what_a_grader_does_instead_of_grading_is_told(tmp_path: Path, monkeypat
     ]
 
 
-def test_a_stopped_worker_is_given_up(shared: Workers) -> None:
+def test_a_stopped_worker_is_given_up(shared: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     shared.grade([("1", "1")])
+    monkeypatch.setattr(module, "CLOCK", 1.0)
     os.kill(pid(shared), signal.SIGSTOP)
     assert shared.grade([("1", "1")]) == [Verdict(False, "took more than 0.2 s of the processor")]
 
