@@ -303,7 +303,7 @@ def test_the_list_says_what_is_here(capsys: pytest.CaptureFixture[str]):
     [
         ("", "nothing is asked for"),
         ("fly", "there is no data command 'fly'"),
-        ("make", "Missing"),
+        ("make", "missing: NAME (see t2i-rl data make --help)"),
         ("make beauty", "there is no prompt set 'beauty': choose one of geneval, "),
         ("make hps", "hps is not made but downloaded"),
         ("get geneval-train", "geneval-train is not downloaded but made"),
