@@ -98,7 +98,7 @@ class ServedDetector:
             try:
                 reply = self.client.request(method, path, content=body)
                 return kind.model_validate_json(reply.raise_for_status().content)
-            except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, ValidationError) as error:
                 if left == 0 or not isinstance(error, httpx.TransportError):
                     reason = " ".join(str(error).split())[:200]
                     raise RewardError(

@@ -30,6 +30,7 @@ CHECKSUM = 4  # bytes
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the kind of colour
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # what pixels and their orientation are made of
+CHUNKS = 2**16  # parts of a file; of the 8 KiB that writers make them of, these hold 512 MiB
 STEP = 4096  # bytes inflated at once, which makes at most a thousand times as many
 
 
@@ -99,8 +100,11 @@ def _whole_png(data: bytes, pixels: int) -> bytes:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Every chunk with its kind, up to the one that says the end. Raises PictureError for a wrong checksum."""
-    at, kind = len(SIGNATURE), b""
+    at, kind, number = len(SIGNATURE), b"", 0
     while kind != b"IEND":
+        number += 1
+        if number > CHUNKS:
+            raise PictureError(f"it has more than {CHUNKS} parts")
         length, kind = CHUNK.unpack_from(data, at) if at + CHUNK.size <= len(data) else (len(data), b"")
         chunk = data[at : at + CHUNK.size + length + CHECKSUM]
         if len(chunk) < CHUNK.size + length + CHECKSUM:

@@ -133,3 +133,10 @@ def test_a_picture_may_be_only_so_large(tmp_path: Path) -> None:
             pass
     with pytest.raises(PictureError, match="No such file"):
         read_rgb(tmp_path / "absent.png")
+
+
+def test_a_file_of_countless_parts_is_refused() -> None:
+    """Each is twelve bytes on the disk, and ten times as many in memory."""
+    assert (pixels(png(ROWS, more=chunk(b"tIME", b"") * 1000)) == GREY[..., None]).all()
+    with pytest.raises(PictureError, match="more than 65536 parts"):
+        pixels(png(ROWS, more=chunk(b"tIME", b"") * 2**16))
