@@ -10,14 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.lora import adapt
 from models.parts.logits import logits
+from models.policy import Policy
 from models.registry import load
 from t2i_rl.cli import main
 from t2i_rl.planning.check_model import findings
+from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.log_probs import log_probs
+from t2i_rl.rollout.measure import measure
 from t2i_rl.rollout.noise import Noise
 from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.rollout.statistics import STATISTICS
+from t2i_rl.rollout.steps import kept
 
 DEVICE = "cuda"
 PROMPTS = ["a photo of a ring", "a photo of a red circle and a blue cross"]
@@ -41,6 +47,59 @@ def test_the_tokens_are_those_of_the_cpu():
     assert torch.equal(there.tokens.cpu(), here.tokens)
     for name in statistics:
         torch.testing.assert_close(there.statistics[name].cpu(), here.statistics[name], atol=1e-4, rtol=1e-3)
+
+
+def drawn(policy: Policy, prompts: list[str], group: int, capture: bool, **settings: float) -> Rollout:
+    """With all that methods measure, in steps that are captured or not."""
+    own, names = kept(policy), [name for name in STATISTICS if name != "logp_cfg"]
+    if own.capture != capture:
+        own.capture, own.steps = capture, None
+    found = sample_group(policy, policy.encode(prompts), group, Sampling(1.5, **settings), Noise(0), names)
+    assert bool(own.steps.graphs) == capture
+    return found
+
+
+def same(policy: Policy, prompts: list[str], group: int, **settings: float) -> None:
+    """Captured and eager in turn, and captured once more in the buffers of before. Kernels that are compiled round
+    otherwise, so a token may differ by a near-tie; in float32 none does here."""
+    captured, again = (drawn(policy, prompts, group, True, **settings) for _ in range(2))
+    eager = drawn(policy, prompts, group, False, **settings)
+    assert torch.equal(again.tokens, captured.tokens)
+    assert torch.equal(captured.tokens, eager.tokens)
+    for name, values in eager.statistics.items():
+        torch.testing.assert_close(captured.statistics[name], values, atol=2e-3, rtol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 50, "temperature": 0.9}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_captured_step_is_the_eager_one(compiled: bool, settings: dict[str, float]):
+    """Two rows and twelve, more than one bucket of slots, and prompts of another width."""
+    policy = load("tiny", device=DEVICE)
+    kept(policy).compiled = compiled
+    same(policy, PROMPTS[:1], 1, **settings)
+    same(policy, PROMPTS, 3, **settings)
+    same(policy, [PROMPTS[0], "a photo of two rings"], 3, **settings)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_captured_step_reads_the_weights_of_an_update(dtype: torch.dtype, adapted: bool):
+    policy = load("tiny", dtype, DEVICE)
+    if adapted:
+        policy = adapt(policy, "tiny", rank=4, alpha=8.0)
+    before = drawn(policy, PROMPTS, 6, True)
+    graphs = kept(policy).steps.graphs
+    optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=0.02, fused=True)
+    for _ in range(2):
+        condition, tokens = before.row_condition, before.tokens.flatten(0, 1)
+        log_probs(policy, condition, tokens).sum().backward()
+        optimizer.step()
+    after = drawn(policy, PROMPTS, 6, True)
+    assert kept(policy).steps.graphs is graphs
+    assert not torch.equal(after.tokens, before.tokens)
+    forced = measure(policy, after, Sampling(1.5), ["logp_cond"], micro_batch=2)["logp_cond"]
+    apart = 1e-3 if dtype == torch.float32 else 0.5
+    assert (after.statistics["logp_cond"] - forced).abs().mean() < apart
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -43,7 +43,7 @@ RewardSpecification = Annotated[
 # and speed depend on.
 FREE = (
     *("out", "steps", "device", "deterministic", "on_reward_failure", "reward_server", "parallel"),
-    *("rollout.micro_batch", "rollout.group_batch", "evaluation.batch"),
+    *("rollout.micro_batch", "rollout.group_batch", "rollout.capture", "rollout.compile", "evaluation.batch"),
     *("update.micro_batch", "update.gradient_checkpointing", "update.compile"),
 )
 
@@ -61,6 +61,8 @@ class RolloutConfig:
         micro_batch: prompts sampled at once; only memory and speed depend on it.
         resample_rounds: how often a method that samples further prompts, for groups that teach nothing, may do so.
         group_batch: images of a prompt sampled at once, where memory is short; 0: the whole group.
+        capture: on CUDA, replay a captured decoding step instead of starting its kernels one by one.
+        compile: compile the layers of the step before it is captured.
     """
 
     prompts_per_step: int = 8
@@ -69,6 +71,8 @@ class RolloutConfig:
     sampling: Sampling = field(default_factory=Sampling)
     resample_rounds: int = 4
     group_batch: int = 0
+    capture: bool = True
+    compile: bool = True
 
     def __post_init__(self) -> None:
         check("rollout.prompts-per-step", self.prompts_per_step, self.prompts_per_step >= 1, "at least 1")

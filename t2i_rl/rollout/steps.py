@@ -62,7 +62,7 @@ class Steps:
         state, rows = self.state, len(self.drawing.tokens)
         began, pool, side = time.perf_counter(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         if compiled:
-            state.halves = tuple(torch.compile(half, dynamic=False) for half in state.halves)
+            state.halves = tuple(torch.compile(half) for half in state.halves)
         self.last = last = self.drawing.tokens.new_zeros(rows, 1)
         for visible in track(state.buckets, f"Capturing the decoding step of {rows} rows ...", transient=True):
             side.wait_stream(torch.cuda.current_stream())

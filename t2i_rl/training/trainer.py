@@ -32,6 +32,7 @@ from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout
 from t2i_rl.rollout.log_probs import TokenDistribution, frozen_replay
 from t2i_rl.rollout.passes import StatisticPasses
+from t2i_rl.rollout.steps import kept
 from t2i_rl.tokenmaps import row_mean
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.collecting import Collector
@@ -73,6 +74,8 @@ class Trainer:
             policy.compiled = update.compile
         elif update.compile:
             raise UserError(f"update.compile: the layers of {config.model} cannot be compiled: leave it out")
+        decoding = kept(policy)
+        decoding.capture, decoding.compiled = rollout.capture, rollout.compile
         self.distribution = TokenDistribution(update.log_prob, rollout.sampling, update.unconditional_gradient)
         names = {"entropy", *method.credit.statistics, self.distribution.sampler_statistic}
         if method.entropy_reward is not None:

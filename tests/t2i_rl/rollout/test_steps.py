@@ -111,6 +111,24 @@ def test_a_step_is_one_graph_for_all_tokens(policy: Policy, monkeypatch: pytest.
     assert torch.equal(steps.drawing.tokens, expected.tokens.flatten(0, 1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_half_is_compiled_once_for_all_layers_and_buckets(policy: Policy, dtype: torch.dtype):
+    policy.module.to(dtype)
+    steps, graphs = begun(policy, []), []
+
+    def counting(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    steps.state.halves = tuple(torch.compile(half, fullgraph=True, backend=counting) for half in steps.state.halves)
+    last = steps.first(policy).clone()
+    for visible in (steps.state.filled + 1, 64, 64):
+        steps.step(policy, last, visible)
+    assert len(graphs) == 2
+
+
 class Operations(TorchDispatchMode):
     """Counts what reaches the kernels; a view computes nothing."""
 
