@@ -15,6 +15,7 @@ from pathlib import Path
 
 from models.errors import ModelError
 from rewards.errors import RewardError, printable
+from t2i_rl.commands.bench import bench
 from t2i_rl.commands.compare import compare
 from t2i_rl.commands.data import data
 from t2i_rl.commands.describe import check, methods, models, plan, presets, rewards
@@ -105,6 +106,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "presets": presets,
     "plan": plan,
     "check": check,
+    "bench": bench,
     "export": export,
 }
 BATCHES = {  # what each command holds in memory at once
@@ -113,4 +115,5 @@ BATCHES = {  # what each command holds in memory at once
     "eval": "--batch",
     "heatmap": "--group-size",
     "serve": "--batch",
+    "bench": "--images or --model",
 }

@@ -25,9 +25,16 @@ class MasterAdamW(torch.optim.AdamW):
             weight if weight.dtype == torch.float32 else Parameter(weight.detach().float()) for weight in self.weights
         ]
         super().__init__(self.masters, **settings)
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if master is not weight:
-                weight.register_post_accumulate_grad_hook(partial(hand_over, master))
+        self.taking = [
+            weight.register_post_accumulate_grad_hook(partial(hand_over, master))
+            for weight, master in zip(self.weights, self.masters, strict=True)
+            if master is not weight
+        ]
+
+    def close(self) -> None:
+        """Take no more gradients: another optimizer of the same weights shall have them."""
+        for handle in self.taking:
+            handle.remove()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing here re-evaluates a loss

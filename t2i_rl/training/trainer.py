@@ -24,7 +24,7 @@ from t2i_rl.methods.advantages import advantages
 from t2i_rl.methods.baselines import PromptBaseline, Running
 from t2i_rl.methods.credit.rule import Context, TokenCredit
 from t2i_rl.methods.method import Method
-from t2i_rl.methods.objectives import ImageRows, denominators
+from t2i_rl.methods.objectives import Denominators, ImageRows, denominators
 from t2i_rl.methods.reward_mixing import normalize_then_sum
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.parallel.weights import weights_of
@@ -173,7 +173,7 @@ class Trainer:
         settings, method = self.config.update, self.method
         earned, rollout = self.advantages(groups), self.idle.fill(groups.rollout)
         earned = F.pad(earned[[*groups.mine]], (0, 0, 0, rollout.idle)).to(rollout.tokens.device)
-        rate, trained = learning_rate(number, self.config.steps, settings), self.weights.trained
+        rate = learning_rate(number, self.config.steps, settings)
         parts = even_parts(len(rollout.prompts), settings.mini_batches)
         old = [self.scored(rollout.part(part)) if len(parts) > 1 else None for part in parts]
         credits, gap = dict[int, TokenCredit](), 0.0
@@ -191,9 +191,7 @@ class Trainer:
             credit = credits[place]
             shares = denominators(credit.first(busy), method.objective, here.valid[:busy], self.limit).over(self.ranks)
             rows = ImageRows.of(credit, images, old[place], here.statistics.get(LOG_PROB))
-            sums, lp = backward(
-                trained, self.reference, method, here, rows, shares, self.distribution, settings.micro_batch
-            )
+            sums, lp = self.backward(here, rows, shares)
             sums = self.ranks.totals(sums)
             if first:
                 # Where it was not scored before: no weight has moved yet, lp is that of the policy that sampled.
@@ -215,3 +213,10 @@ class Trainer:
             "updated_tokens": (shares.selected / shares.tokens).item(),
             "credit_weight": weights / max(1, shares.selected.item()),
         }
+
+    def backward(
+        self, rollout: Rollout, images: ImageRows, shares: Denominators
+    ) -> tuple[dict[str, float], Float[Tensor, "R N"]]:
+        """The gradient of one update: `t2i_rl.training.update.backward` with what the trainer has."""
+        policies, micro_batch = (self.weights.trained, self.reference), self.config.update.micro_batch
+        return backward(*policies, self.method, rollout, images, shares, self.distribution, micro_batch)
