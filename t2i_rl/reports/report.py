@@ -7,7 +7,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.policy import Policy
+from models.question import IMAGE
+from t2i_rl.configuration.asking import DEFAULT_CONTRAST, asking_of
 from t2i_rl.configuration.config import TrainConfig, fixed
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
+from t2i_rl.methods.method import Method
+from t2i_rl.pictures.answer_files import page as answer_page
+from t2i_rl.pictures.answer_maps import answer_maps
+from t2i_rl.pictures.answers import answers_path, read_answers
 from t2i_rl.pictures.heatmap_files import page
-from t2i_rl.pictures.pages import render
+from t2i_rl.pictures.pages import data_uri, render
 from t2i_rl.pictures.strips import ROWS, read_strip, strip_path
-from t2i_rl.prompts.prompt import balanced
+from t2i_rl.prompts.prompt import Prompt, balanced
+from t2i_rl.prompts.questions import question_of
 from t2i_rl.reports.revisit import run_config
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.prompt_record import prompts_of
@@ -43,6 +51,8 @@ SECTIONS = {
         "kl",
         "kl_updated",
         "entropy",
+        "length",
+        "truncated",
         "clip_fraction",
         "updated_tokens",
         "credit_weight",
@@ -51,7 +61,7 @@ SECTIONS = {
         "learning_rate",
         "logprob_gap",
     ),
-    "Time": ("seconds/step", "seconds/", "images_per_second"),
+    "Time": ("seconds/step", "seconds/", "images_per_second", "answers_per_second"),
     "Further": ("",),
 }
 TITLES = {
@@ -70,6 +80,9 @@ TITLES = {
     "learning_rate": "learning rate",
     "logprob_gap": "sampler against trainer, nats",
     "images_per_second": "images per second",
+    "answers_per_second": "answers per second",
+    "length": "tokens of an answer",
+    "truncated": "share of answers that were cut off",
     "seconds/step": "seconds per step",
 }
 
@@ -79,6 +92,7 @@ class Reported:
     """One run, as the page shows it.
 
     maps: pages of token maps, by their names.
+    answers: to the held-out questions `prompts`, by step, of a model that answers in text; pictures: the first of each.
     """
 
     name: str
@@ -87,6 +101,8 @@ class Reported:
     samples: Mapping[int, str]
     prompts: Sequence[str]
     maps: Mapping[str, str]
+    answers: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    pictures: Sequence[str] = ()
 
     @property
     def done(self) -> int:
@@ -113,12 +129,18 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
     if prompt is not None:
         maps[f"“{prompt}”"] = drawn_maps(run, config, prompt, device)
     try:
-        prompts = [asked.text for asked in balanced(prompts_of(config, "heldout"), 2)[:STRIP]]
-    except UserError:  # the file is not there any more, or is another: the samples then have no captions
-        prompts = []
+        shown = balanced(prompts_of(config, "heldout"), 2)[:STRIP]
+        asked = [question_of(prompt, config.question.pictures) for prompt in shown]
+    except UserError:  # a file is not there any more, or is another: the samples then have no captions
+        asked = []
+    said = {step: answers_path(run / SAMPLES, step) for step in evaluated}
+    found = {step: read_answers(path) for step, path in said.items() if path.exists()}
+    answers = {step: texts for step, texts in found.items() if texts is not None and len(texts) == len(asked)}
+    pictures = [data_uri(one.pictures[0]) if one.pictures else "" for one in asked] if answers else []
+    prompts = [one.text.replace(IMAGE, "").strip() if answers else one.text for one in asked]
     read = {step: strip_uri(strips[step]) for step in sorted(spaced)}
     samples = {step: strip for step, strip in read.items() if strip is not None}
-    return Reported(name, config, metrics, samples, prompts, maps)
+    return Reported(name, config, metrics, samples, prompts, maps, answers, pictures)
 
 
 def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
@@ -139,7 +161,18 @@ def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
     dtype, source = getattr(torch, config.dtype), f"{run.name}, {newest.name}, against {config.model}"
     policy, reference = load(str(newest), dtype, device), origin_of(run, config, device)
     sampling, method = config.rollout.sampling, run_method(config)
+    if policy.stop_tokens:
+        return drawn_answers(policy, config, method, prompt, f"{run.name}, {newest.name}")
     return page(token_maps(policy, prompt, 4, sampling, config.seed, reference, method, source))
+
+
+def drawn_answers(policy: Policy, config: TrainConfig, method: Method, prompt: str, source: str) -> str:
+    """The page of answers, word by word, to the held-out question with these words, or to them without a picture."""
+    asking, heldout = asking_of(config, method, answers=True), prompts_of(config, "heldout")
+    asked = next((one for one in heldout if one.text.replace(IMAGE, "").strip() == prompt.strip()), Prompt(prompt))
+    compared = asking if asking.against else replace(asking, against=DEFAULT_CONTRAST)
+    most, sampling = config.question.max_tokens, config.rollout.sampling
+    return answer_page(answer_maps(policy, asked, compared, 4, sampling, config.seed, method, most, source))
 
 
 def strip_uri(path: Path) -> str | None:
