@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from transformers import JanusForConditionalGeneration, LlamaModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, JanusForConditionalGeneration, LlamaModel, PreTrainedTokenizerBase
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.utils import logging
 
@@ -193,6 +193,7 @@ class JanusPolicy:
     def save(self, path: Path) -> None:
         if self.parts is None:
             logging.disable_progress_bar()
+            self.model.generation_config = self.plain_generation()
             self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
         else:
@@ -209,6 +210,22 @@ class JanusPolicy:
             [head.proj_out, head.vision_head],
             head.activation_fn,
         )
+
+    def plain_generation(self) -> GenerationConfig:
+        """What transformers' own `generate` needs to sample as we do: the guidance, and the tokens of the null row."""
+        config, tokenizer = self.model.generation_config, self.tokenizer
+        config.update(
+            guidance_scale=self.default_guidance,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        begin = tokenizer.convert_tokens_to_ids(BEGIN_OF_IMAGE)
+        config.update(
+            allow_custom_entries=True,
+            generation_kwargs={"boi_token_id": begin},
+            _from_model_config=False,  # or what it has no default for is left out when it is read
+        )
+        return config
 
     def _embed(self, tokens: Int[Tensor, "R T"]) -> Float[Tensor, "R T D"]:
         return self.model.prepare_embeddings_for_image_generation(tokens)

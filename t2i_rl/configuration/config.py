@@ -27,6 +27,7 @@ CONFIG = "config.json"  # what a run used, in its folder
 RewardOrder = Literal["sum-then-normalize", "normalize-then-sum"]
 OnRewardFailure = Literal["stop", "drop_group"]
 NULL = "null"  # the contrast of a model that draws with its unconditional branch
+TrackerName = Literal["trackio", "wandb", "swanlab"]
 # One text of the form that rewards.registry reads; on the command line its words need no quotes.
 RewardSpecification = Annotated[
     str,
@@ -43,6 +44,7 @@ RewardSpecification = Annotated[
 # and speed depend on.
 FREE = (
     *("out", "steps", "device", "deterministic", "on_reward_failure", "reward_server", "parallel"),
+    *("strict", "track", "evaluation.also"),
     *("rollout.micro_batch", "rollout.group_batch", "rollout.capture", "rollout.compile", "evaluation.batch"),
     *("update.micro_batch", "update.gradient_checkpointing", "update.compile"),
 )
@@ -204,6 +206,7 @@ class EvaluationConfig:
         images_per_tag: images drawn for each tag of the prompts, its prompts taking turns.
         batch: images sampled at once; only memory and speed depend on it.
         reward: what scores the held-out images, written as the run's --reward; nothing: that reward.
+        also: further rewards that judge the same images, each a curve of its own: what is lost while the reward is won.
         sampling: how they are drawn: as t2i-rl eval draws them if not given, whatever training does.
     """
 
@@ -212,11 +215,15 @@ class EvaluationConfig:
     batch: int = 64
     reward: RewardSpecification = ""
     sampling: EvaluationSampling = field(default_factory=EvaluationSampling)
+    also: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
 
     def __post_init__(self) -> None:
         check("evaluation.every", self.every, self.every >= 0, "0 (never) or more")
         check("evaluation.images-per-tag", self.images_per_tag, self.images_per_tag >= 1, "at least 1")
         check("evaluation.batch", self.batch, self.batch >= 1, "at least 1")
+        for name in self.also:
+            check("evaluation.also", name, len(parse(name)) == 1 and parse(name)[0].weight is None, "names of rewards")
+            check("evaluation.also", name, not parse(name)[0].entry.comparing, "rewards of single images")
 
 
 @dataclass(frozen=True)
@@ -273,6 +280,8 @@ class TrainConfig:
         trainable: which parameters the update changes, as a regular expression that their names contain, such as
             language_model|generation_head; nothing: the model family's own, the transformer.
         device: where everything runs: auto is cuda where there is one, else cpu.
+        strict: end the run, with exit code 1, at the first sign that it does not learn (t2i_rl/training/doubts.py).
+        track: where the numbers go besides TensorBoard and metrics.jsonl; each is a package of its own.
         deterministic: use operations that give the same bits each time, on a GPU too; slower there. A CPU's do anyway.
     """
 
@@ -291,6 +300,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     trainable: str = ""
     device: str = AUTO
+    strict: bool = False
+    track: tuple[TrackerName, ...] = ()
     deterministic: bool = False
     question: QuestionConfig = field(default_factory=QuestionConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -31,6 +31,7 @@ from t2i_rl.pictures.strips import ROWS, read_strip, strip_path
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.questions import question_of
 from t2i_rl.reports.revisit import run_config
+from t2i_rl.training.doubts import history
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run import SAMPLES, STRIP
@@ -45,7 +46,7 @@ DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 # Which curves stand together, and in which order; a name ending in / stands for all that begin with it.
 SECTIONS = {
-    "Held-out score": ("heldout", "heldout/"),
+    "Held-out score": ("heldout", "heldout/", "also/"),
     "Reward of the training groups": ("reward", "reward/", "reward_std", "zero_variance", "groups_"),
     "Policy": (
         "kl",
@@ -255,6 +256,30 @@ def summary(run: Reported) -> dict[str, str]:
     }
 
 
+def gains(runs: Sequence[Reported]) -> list[dict[str, str]]:
+    """What further rewards say of the same held-out images, beside the score: what was won and what was lost."""
+    found = []
+    for run in runs:
+        names = [name for name in dict(run.metrics[-1]) | dict(run.metrics[0]) if name.startswith("also/")]
+        for name in ("heldout", *names) if names else ():
+            curve = run.curve(name)
+            (_, before), (step, after) = curve[0], curve[-1]
+            figures = {"before": f"{before:.3f}", f"step {step}": f"{after:.3f}", "change": f"{after - before:+.3f}"}
+            found.append(
+                {"run": run.name, "judged by": name.removeprefix("also/").replace("heldout", "its score")} | figures
+            )
+    return found
+
+
+def doubted(run: Reported) -> list[str]:
+    """What the run's numbers say against it (`t2i_rl.training.doubts`), a line each."""
+    updates = run.config.update.updates_per_rollout
+    return [
+        f"{name}, in {len(steps)} of {run.done} steps, at last in step {steps[-1]}: {said}"
+        for name, (steps, said) in history(run.metrics, run.config.dtype, updates).items()
+    ]
+
+
 def settings(runs: Sequence[Reported]) -> dict[str, list[str]]:
     """Every setting by its dotted name, one value per run; "" where a run does not have it."""
     flat = [{"steps": run.config.steps, **fixed(run.config)} for run in runs]
@@ -281,6 +306,8 @@ def report(runs: Sequence[Reported]) -> str:
         "report.html.j2",
         runs=runs,
         summary=[summary(run) for run in runs],
+        doubts={run.name: doubted(run) for run in runs},
+        gains=gains(runs),
         sections=sections(measured),
         differing={name: values for name, values in chosen.items() if len(set(values)) > 1},
         settings=chosen,

@@ -4,9 +4,10 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import fmean
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -31,11 +32,13 @@ class Evaluation:
 
     per_tag: the mean over the images of each tag (prompts without a tag are one tag, `all`).
     overall: the unweighted mean of `per_tag`, as in GenEval.
+    also: the same mean of further rewards, by their names.
     """
 
     per_tag: Mapping[str, float]
     overall: float
     images: int
+    also: Mapping[str, float] = field(default_factory=dict)
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -63,6 +66,7 @@ def evaluate(
     ranks: Ranks = ALONE,
     asking: Asking = AS_IT_IS,
     max_tokens: int | None = None,
+    also: Mapping[str, Reward] = MappingProxyType({}),
 ) -> Evaluation:
     """Generate `images_per_prompt` images of every prompt, about `batch` at a time, and score them.
 
@@ -73,17 +77,20 @@ def evaluate(
 
     asking, max_tokens: how a model that answers in text is asked, and how long its answers may be.
     """
-    own = list[tuple[str, float]]()
+    own = list[tuple[str, list[float]]]()
     mine = ranks.share(len(prompts))
     drawn = generate(policy, asking.questions(prompts), images_per_prompt, sampling, seed, batch, mine, max_tokens)
     for images in chunks(drawn, batch):
         scores = score_generated(reward, prompts, images)
         verdict = verdict_name(scores.parts)
-        values = scores.total if verdict is None else scores.parts[verdict]
-        for image, value in zip(images, values.tolist(), strict=True):
-            own.append((tag_of(prompts[image.prompt]), value))
-    found: dict[str, list[float]] = {}
-    for tag, value in chain.from_iterable(ranks.each(own)):
-        found.setdefault(tag, []).append(value)
-    per_tag = {tag: fmean(values) for tag, values in found.items()}
-    return Evaluation(per_tag, fmean(per_tag.values()), sum(map(len, found.values())))
+        columns = [scores.total if verdict is None else scores.parts[verdict]]
+        columns += [score_generated(one, prompts, images).total for one in also.values()]
+        for image, values in zip(images, torch.stack(columns, dim=1).tolist(), strict=True):
+            own.append((tag_of(prompts[image.prompt]), values))
+    found: dict[str, list[list[float]]] = {}
+    for tag, values in chain.from_iterable(ranks.each(own)):
+        found.setdefault(tag, []).append(values)
+    means = {tag: [fmean(column) for column in zip(*rows, strict=True)] for tag, rows in found.items()}
+    overall, *others = (fmean(column) for column in zip(*means.values(), strict=True))
+    per_tag = {tag: first for tag, (first, *_) in means.items()}
+    return Evaluation(per_tag, overall, sum(map(len, found.values())), dict(zip(also, others, strict=True)))

@@ -26,13 +26,16 @@ Names in `metrics.jsonl`:
 | seconds/step | wall time of the step |
 | images_per_second | sampled images over the wall time of the step |
 | heldout, heldout/TAG | score on the held-out prompts, where the step was evaluated |
+| also/NAME | what a further reward gives the same images (evaluation.also) |
 """
 
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Self
 
@@ -41,8 +44,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from t2i_rl.outputs import write_atomically
+from t2i_rl.training.trackers import Tracker
 
 METRICS = "metrics.jsonl"
+RECENT = 10  # steps that the pace is read from
+SLOWER = 0.1  # a change of the pace that is worth a word
 Metrics = Mapping[str, float]
 
 
@@ -79,6 +85,17 @@ def step_seconds(row: Metrics) -> float:
     return row.get("seconds/step", phases)
 
 
+def pace(rows: Sequence[Metrics], steps: int) -> str:
+    """How long the last step took, how that has changed, and how long the rest will take; evaluations come on top."""
+    each = [spent for row in rows if (spent := step_seconds(row))]
+    if not each or not step_seconds(rows[-1]):
+        return ""
+    usual, first = fmean(each[-RECENT:]), fmean(each[:RECENT])
+    change = f", {usual / first - 1:+.0%} since the start" if abs(usual / first - 1) > SLOWER else ""
+    left = round(usual * (steps - rows[-1]["step"]))
+    return f"  {each[-1]:.1f} s{change}" + (f"  {timedelta(seconds=left)} left" if left else "")
+
+
 class Numbers:
     """The numbers of a run in memory: all that a process has which is not the one that writes.
 
@@ -101,12 +118,16 @@ class Numbers:
         """Record one step."""
         self.kept.append(dict(metrics))
 
+    def say(self, text: str) -> None:
+        """Nothing: one process speaks for all."""
+
 
 class MetricsLog(Numbers):
     """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step."""
 
-    def __init__(self, run: Path, steps: int, done: int) -> None:
+    def __init__(self, run: Path, steps: int, done: int, trackers: Sequence[Tracker] = ()) -> None:
         super().__init__(run, done)
+        self.steps, self.trackers = steps, trackers
         write_atomically(run / METRICS, "".join(json.dumps(metrics) + "\n" for metrics in self.kept))
         self.file = (run / METRICS).open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else 0)
@@ -134,6 +155,8 @@ class MetricsLog(Numbers):
             self.file.close()
         finally:
             self.board.close()
+            for tracker in self.trackers:
+                tracker.close()
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -147,10 +170,11 @@ class MetricsLog(Numbers):
         for name, value in metrics.items():
             if name != "step":
                 self.board.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            tracker.log(metrics, step)
         line = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "kl", "heldout") if name in metrics)
         self.progress.update(self.task, completed=step, line=line)
         if self.progress.disable:
-            seconds = step_seconds(metrics)
-            self.say(f"step {step}  {line}" + (f"  {seconds:.1f} s" if seconds else ""))
+            self.say(f"step {step}  {line}{pace(self.kept, self.steps)}")
         elif "heldout" in metrics:
             self.say(f"step {step}  held-out {metrics['heldout']:.3f}")

@@ -2,6 +2,7 @@
 
 RUN/config.json        the resolved configuration
 RUN/origins.json       what tells its model and what its rewards are made of from others (`t2i_rl.training.origins`)
+RUN/run.json           who trained in it: command, commit, versions, host (`t2i_rl.training.run_record`)
 RUN/prompts.json       what tells its prompts from others (`t2i_rl.training.prompt_record`)
 RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
 RUN/tensorboard/       the same numbers as events
@@ -17,7 +18,7 @@ is warned of.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,28 +27,25 @@ from typing import Any
 
 import torch
 
-from models.device import device_of, in_words
+from models.device import device_of
 from models.files.adapter import is_adapter
 from models.files.reading import digest, reading
 from models.policy import Policy
 from models.registry import answers_in_text, elsewhere, load
 from models.trainable import choose_trainable
-from rewards.catalogue import REWARDS, RewardEntry, Samples
+from rewards.catalogue import Samples
 from rewards.cut import sentence
 from rewards.files.noted import noted
-from rewards.own import as_reward
 from rewards.registry import build
 from rewards.reward import Reward
 from t2i_rl.configuration.asking import asking_of
 from t2i_rl.configuration.checks import check_records, check_settings, check_shares
-from t2i_rl.configuration.config import CONFIG, TrainConfig, completed, fixed, read_config, resolved, to_json
+from t2i_rl.configuration.config import CONFIG, TrainConfig, completed, fixed, flat, read_config, resolved, to_json
 from t2i_rl.configuration.places import rooted
 from t2i_rl.configuration.run_method import run_method
-from t2i_rl.errors import Stopped, UserError, fitting
+from t2i_rl.errors import DivergenceError, Stopped, UserError, fitting
 from t2i_rl.methods.baselines import Running
-from t2i_rl.methods.catalogue import METHODS
 from t2i_rl.methods.method import Method
-from t2i_rl.methods.variants import base_name
 from t2i_rl.outputs import naming, whole_folder, write_atomically
 from t2i_rl.parallel.devices import own_device
 from t2i_rl.parallel.ranks import ALONE, Ranks
@@ -61,20 +59,25 @@ from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.questions import question_of
 from t2i_rl.rollout.words import check_asked, check_prompts
 from t2i_rl.training import checkpoints, optimizer_files
+from t2i_rl.training.announcements import intended, preamble
 from t2i_rl.training.determinism import determinism
+from t2i_rl.training.doubts import doubts
 from t2i_rl.training.evaluation import evaluate
+from t2i_rl.training.handed_over import taught
 from t2i_rl.training.lock import owned
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, Numbers, read_metrics
+from t2i_rl.training.model_card import CARD, card
 from t2i_rl.training.origins import RECORD as ORIGINS
 from t2i_rl.training.origins import Origins, origin_of
 from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
 from t2i_rl.training.run_folder import BEST, CHECKPOINTS, is_run, latest
+from t2i_rl.training.run_record import record, surroundings
 from t2i_rl.training.stopping import Stopping
+from t2i_rl.training.trackers import Package, check_tracker
 from t2i_rl.training.trainer import Trainer
 
 SAMPLES = "samples"
 PICTURES = "samples.png"  # written last: an evaluated run that has it is finished
-LOADING = "loading the reward and the model; weights that are not here are downloaded"
 STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
@@ -101,48 +104,24 @@ def start(
         )
     config = rooted(config)
     with determinism(config.deterministic):
-        trainer, heldout, judge, origins = _prepare(config, config.model, ranks, said)
-        for line in _preamble(trainer, heldout):
+        trainer, heldout, judges, origins = _prepare(config, config.model, ranks, said)
+        for line in preamble(trainer, heldout):
             print(line, flush=True)
         if not ranks.first:
-            return _train(trainer, heldout, judge, done=0)
+            return _train(trainer, heldout, judges, done=0)
         with whole_folder(config.out) as aside:
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
             write_atomically(aside / RECORD, as_record(trainer.collector.prompts, heldout))
             write_atomically(aside / ORIGINS, origins.as_record())
+            record(aside)
         with owned(config.out):
             try:
-                return _train(trainer, heldout, judge, done=0)
+                return _train(trainer, heldout, judges, done=0)
             except Exception:
                 if not any(row["step"] for row in read_metrics(config.out)):
                     shutil.rmtree(config.out, ignore_errors=True)
                 raise
-
-
-def taught(config: TrainConfig, reward: Callable[..., Any] | Reward | None, method: Method | None) -> TrainConfig:
-    """The configuration with a reward and a method by their names, which this process knows from now on.
-
-    Raises UserError for the name of another one that is here.
-    """
-    if reward is not None:
-        name = str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
-        if name in REWARDS and getattr(REWARDS[name].build, "func", None) is not given:
-            raise UserError(f"there is a reward {name!r} already: give yours another name")
-        REWARDS[name] = RewardEntry(partial(given, reward, name))
-        config = replace(config, reward=name)
-    if method is not None:
-        if METHODS.get(method.name, method) != method:
-            raise UserError(f"there is a method {method.name!r} already: give yours another name")
-        if base_name(method.name) == method.name:  # a variant is found by what it spells out
-            METHODS[method.name] = method
-        config = replace(config, method=method.name)
-    return config
-
-
-def given(reward: Callable[..., Any] | Reward, name: str, device: str) -> Reward:
-    """A reward that was handed over, however often it is built."""
-    return as_reward(reward, name, device)
 
 
 def resume(
@@ -175,9 +154,9 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
         if (run / BEST).exists():
             raise UserError(f"the checkpoints of {run} are gone: put one back, or start a new run with another --out")
         with determinism(config.deterministic):
-            trainer, heldout, judge, _ = _prepare(config, config.model, ranks)
+            trainer, heldout, judges, _ = _prepare(config, config.model, ranks)
             _write_config(trainer)
-            return _train(trainer, heldout, judge, done=0)
+            return _train(trainer, heldout, judges, done=0)
     found = checkpoints.read(newest, ranks=ranks)
     before = completed(found.settings)
     for name, now in fixed(config).items():
@@ -199,11 +178,13 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
     if found.step >= config.steps:
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     with determinism(config.deterministic):
-        trainer, heldout, judge, _ = _prepare(config, elsewhere(config.model, newest), ranks)
+        trainer, heldout, judges, _ = _prepare(config, elsewhere(config.model, newest), ranks)
         optimizer_files.load(newest, trainer.weights, trainer.optimizer)
         trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
         _write_config(trainer)
-        return _train(trainer, heldout, judge, found.step)
+        if ranks.first:
+            record(run)
+        return _train(trainer, heldout, judges, found.step)
 
 
 def _write_config(trainer: Trainer) -> None:
@@ -213,8 +194,9 @@ def _write_config(trainer: Trainer) -> None:
 
 def _prepare(
     config: TrainConfig, source: str, ranks: Ranks, said: str = ""
-) -> tuple[Trainer, list[Prompt], Reward, Origins]:
-    """Everything that can be refused, refused before a file is written; the reward is the held-out prompts'.
+) -> tuple[Trainer, list[Prompt], dict[str, Reward], Origins]:
+    """Everything that can be refused, refused before a file is written; the rewards are the held-out prompts', of which
+    the first is the score.
 
     What takes long comes last, after a word on what is about to be.
     """
@@ -226,16 +208,21 @@ def _prepare(
     prompts, heldout = prompts_of(config, "prompts"), heldout_of(config)
     judged_by = config.evaluation.reward or config.reward
     check_records(config.reward, prompts)
-    check_records(judged_by, heldout)
+    for specification in (judged_by, *config.evaluation.also):
+        check_records(specification, heldout)
+    for name in config.track:
+        check_tracker(name)
     if source == config.model and is_adapter(source):
         raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
-    for line in filter(None, (said, *_intended(config))):
+    for line in filter(None, (said, *intended(config))):
         print(line, flush=True)
     samples: Samples = "answers" if answers_in_text(source) else "pictures"
     with noted() as made_of:
         reward = build(config.reward, device, config.reward_server, samples)
         judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server, samples)
-        sets = (("training prompts", prompts, reward), ("held-out prompts", heldout, judge))
+        others = [name for name in config.evaluation.also if heldout]
+        judges = {judged_by: judge} | {name: build(name, device, config.reward_server, samples) for name in others}
+        sets = [("training prompts", prompts, reward), *(("held-out prompts", heldout, one) for one in judges.values())]
         found = [one.check([each.text for each in asked], [each.metadata for each in asked]) for _, asked, one in sets]
     dtype, reference = getattr(torch, config.dtype), None
     checkpoints.check_source(config.model)
@@ -254,22 +241,12 @@ def _prepare(
     origins = Origins(model, made_of)
     origins.check(config.out, config.model)
     config = resolved(config, policy.default_guidance)
-    return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judge, origins
+    return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judges, origins
 
 
 def heldout_of(config: TrainConfig) -> list[Prompt]:
     """The held-out prompts; none of a run that is never evaluated."""
     return prompts_of(config, "heldout") if config.evaluation.every else []
-
-
-def _intended(config: TrainConfig) -> list[str]:
-    """What is about to be done, while nothing has been loaded yet."""
-    rollout = config.rollout
-    return [
-        f"on {in_words(config.device)}, {config.dtype}: {config.model} by {config.method}, for {config.reward}",
-        f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} images, into {config.out}",
-        LOADING,
-    ]
 
 
 def _other_words(config: TrainConfig) -> list[Prompt]:
@@ -281,26 +258,6 @@ def _other_words(config: TrainConfig) -> list[Prompt]:
         "question.instruction": config.question.instruction,
     }
     return [Prompt(text, origin=name) for name, text in words.items()]
-
-
-def _preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
-    """What a person should know before the first step."""
-    training, judging = trainer.config.rollout.sampling, trainer.config.evaluation.sampling
-    lines = [f"guidance {training.guidance_scale:g} in training, {judging.guidance_scale:g} on held-out prompts"]
-    if not heldout:
-        lines = [
-            f"guidance {training.guidance_scale:g}; nothing is held out (evaluation.every is 0), so no step is best"
-        ]
-    if trainer.limit is not None:
-        against = trainer.collector.asking.against
-        lines = [f"answers of at most {trainer.limit} tokens" + (f", compared with {against}" if against else "")]
-    tested, trained = {prompt.key for prompt in heldout}, {prompt.key for prompt in trainer.collector.prompts}
-    if shared := len(tested & trained):
-        lines.append(
-            f"{shared} of {len(tested)} held-out prompts are training prompts too: what is measured on them is no "
-            "proof of what was learned"
-        )
-    return lines
 
 
 def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -> tuple[Policy, str]:
@@ -321,11 +278,14 @@ def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -
     return policy, began
 
 
-def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int) -> Path:
-    """The steps after `done`. Raises Stopped, after a checkpoint, where a signal asks to stop before the last one."""
+def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Reward], done: int) -> Path:
+    """The steps after `done`. Raises Stopped, after a checkpoint, where a signal asks to stop before the last one, and
+    DivergenceError for a strict run that does not learn.
+    """
     config, policy, run, ranks = trainer.config, trainer.policy, trainer.config.out, trainer.ranks
     judged = balanced(heldout, config.evaluation.images_per_tag)
     sampling, seed = config.evaluation.sampling, config.seed
+    (_, judge), *further = judges.items()
     ranks.meet()  # the folder is there
     if ranks.first:
         (run / PICTURES).unlink(missing_ok=True)
@@ -333,16 +293,22 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
     def measured(step: int) -> dict[str, float]:
         with fitting("an evaluation", "a smaller evaluation.batch"):
             batch, asking, limit = config.evaluation.batch, trainer.collector.asking, trainer.limit
-            found = evaluate(policy, judged, judge, sampling, seed, batch, ranks=ranks, asking=asking, max_tokens=limit)
+            found = evaluate(policy, judged, judge, sampling, seed, batch, 1, ranks, asking, limit, dict(further))
             if ranks.first and limit is not None:
                 asked = asking.questions(_shown(heldout))
                 save_answers(answers_path(run / SAMPLES, step), policy, asked, sampling, seed, limit)
             elif ranks.first:
                 save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
-        return {"heldout": found.overall, **{f"heldout/{tag}": score for tag, score in found.per_tag.items()}}
+        per_tag = {f"heldout/{tag}": score for tag, score in found.per_tag.items()}
+        return {"heldout": found.overall, **per_tag, **{f"also/{name}": score for name, score in found.also.items()}}
 
-    numbers = MetricsLog(run, config.steps, done) if ranks.first else Numbers(run, done)
-    with _resumable(run), numbers as tracker, Stopping() as stopping:
+    def numbers() -> Numbers:
+        trackers = [Package(name, run, flat(config)) for name in config.track]
+        return MetricsLog(run, config.steps, done, trackers)
+
+    doubted: Mapping[str, str] = {}
+    told, keep = 0, config.checkpoint.keep_last
+    with _resumable(run), numbers() if ranks.first else Numbers(run, done) as tracker, Stopping() as stopping:
         every = config.evaluation.every
         if done == 0 and every:
             tracker.log({"step": 0, **measured(0)})
@@ -352,11 +318,21 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
             if every and (last or step % every == 0):
                 metrics |= measured(step)
             tracker.log(metrics)
+            before, doubted = doubted, doubts(tracker.kept, config.dtype, config.update.updates_per_rollout)
+            for said in (said for name, said in doubted.items() if name not in before):
+                tracker.say(f"warning: step {step}: {said}")
+            if doubted and config.strict:
+                why = next(iter(doubted.values()))
+                raise DivergenceError(f"step {step}: {why}; a strict run ends here, its last checkpoint is as it was")
             best = best_step(tracker.kept)
             stop = any(ranks.each(stopping.asked))  # looked at once: what stops here is saved here
             if last or stop or step == best or step % config.checkpoint.every == 0:
                 history = {prompt: asdict(seen) for prompt, seen in trainer.history.items()}
-                checkpoints.save(run / CHECKPOINTS, step, partial(_write, trainer), fixed(config), history, ranks)
+                write = partial(_write, trainer, step, tracker.kept)
+                saved = checkpoints.save(run / CHECKPOINTS, step, write, fixed(config), history, ranks)
+                if not told:
+                    told = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
+                    tracker.say(f"a checkpoint takes {told / 1e6:,.1f} MB; the best and {keep} more stay")
                 if ranks.first:
                     _keep_best(config, best)
             if stop and not last:
@@ -366,10 +342,12 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judge: Reward, done: int
     return run
 
 
-def _write(trainer: Trainer, folder: Path) -> None:
+def _write(trainer: Trainer, step: int, rows: Sequence[Metrics], folder: Path) -> None:
     """What this process has to save of a checkpoint."""
     if trainer.ranks.first:
         trainer.policy.save(folder)
+        text = card(trainer.config, trainer.policy, step, rows, surroundings())
+        (folder / CARD).write_text(text, encoding="utf-8")
     optimizer_files.save(folder, trainer.weights, trainer.optimizer)
 
 

@@ -27,7 +27,6 @@ REFUSED = [
     ("train --model huge", "unknown model 'huge': give a folder, a hub id or one of the names tiny"),
     ("trian", "there is no command 'trian': did you mean train? choose one of"),
     ("train --group-size 4", "Unrecognized options: --group-size, 4: did you mean --rollout.group-size?"),
-    ("train --model qwen3-vl-8b", "no preset is of the model qwen3-vl-8b"),
     (
         "train --model some/model",
         "so nothing says what it is to learn: name --reward and --prompts and --heldout, or the",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from t2i_rl.cli import main
 from t2i_rl.training import checkpoints
-from t2i_rl.training.run import LOADING
+from t2i_rl.training.announcements import LOADING
 
 OPTIMIZER = "optimizer-00001-of-00001.safetensors"
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.training import metrics_log as tracking
-from t2i_rl.training.metrics_log import MetricsLog, read_metrics, step_seconds
+from t2i_rl.training.metrics_log import MetricsLog, pace, read_metrics, step_seconds
 from tests.t2i_rl.training.test_trainer import settings, trainer
 
 ROWS = [{"step": 0, "heldout": 0.25}] + [{"step": step, "reward": step / 10, "seconds/sample": 0.5} for step in (1, 2)]
@@ -67,8 +67,8 @@ def test_one_plain_line_a_step_where_there_is_no_terminal(tmp_path: Path, capsys
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
         "step 0  heldout 0.250",
-        "step 1  reward 0.100  0.5 s",
-        "step 2  reward 0.200  0.5 s",
+        "step 1  reward 0.100  0.5 s  0:00:02 left",
+        "step 2  reward 0.200  0.5 s  0:00:01 left",
     ]
     assert not captured.err
 
@@ -109,3 +109,11 @@ def test_the_reward_curve(tmp_path: Path, rows: list[dict[str, float]]):
     assert draw_reward_curve(tmp_path, rows) == tmp_path / "reward.png"
     picture = np.asarray(Image.open(tmp_path / "reward.png"))
     assert picture.ndim == 3 and picture.std() > 0
+
+
+def test_the_pace():
+    """Of the last steps, against the first ones; an evaluation alone has none."""
+    rows = [{"step": 0, "heldout": 0.1}, *({"step": step, "seconds/step": 2.0} for step in range(1, 11))]
+    assert pace(rows[:1], 100) == "" and pace(rows, 100) == "  2.0 s  0:03:00 left" and pace(rows, 10) == "  2.0 s"
+    rows += [{"step": step, "seconds/step": 3.0} for step in range(11, 21)]
+    assert pace(rows, 3620) == "  3.0 s, +50% since the start  3:00:00 left"

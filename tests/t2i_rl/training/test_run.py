@@ -22,8 +22,9 @@ from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.pictures.strips import draw_progress
 from t2i_rl.training import checkpoints
+from t2i_rl.training.announcements import LOADING
 from t2i_rl.training.lock import owned
-from t2i_rl.training.run import LOADING, best_step
+from t2i_rl.training.run import best_step
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import DEATHS, DIES_AT, STEPS, Brightness, train_words
@@ -47,6 +48,8 @@ def test_the_folder_of_a_run(finished: Path):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "prompts.json",
+        "run.json",
+        "origins.json",
         "best.json",
         "checkpoints",
         "config.json",

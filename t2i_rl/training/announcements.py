@@ -1,0 +1,40 @@
+"""What a run says before it falls silent: what is about to be done, and what a person should know of it."""
+
+from collections.abc import Sequence
+
+from models.device import in_words
+from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.training.trainer import Trainer
+
+LOADING = "loading the reward and the model; weights that are not here are downloaded"
+
+
+def intended(config: TrainConfig) -> list[str]:
+    """What is about to be done, while nothing has been loaded yet."""
+    rollout = config.rollout
+    return [
+        f"on {in_words(config.device)}, {config.dtype}: {config.model} by {config.method}, for {config.reward}",
+        f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} images, into {config.out}",
+        LOADING,
+    ]
+
+
+def preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
+    """What a person should know before the first step."""
+    training, judging = trainer.config.rollout.sampling, trainer.config.evaluation.sampling
+    lines = [f"guidance {training.guidance_scale:g} in training, {judging.guidance_scale:g} on held-out prompts"]
+    if not heldout:
+        lines = [
+            f"guidance {training.guidance_scale:g}; nothing is held out (evaluation.every is 0), so no step is best"
+        ]
+    if trainer.limit is not None:
+        against = trainer.collector.asking.against
+        lines = [f"answers of at most {trainer.limit} tokens" + (f", compared with {against}" if against else "")]
+    tested, trained = {prompt.key for prompt in heldout}, {prompt.key for prompt in trainer.collector.prompts}
+    if shared := len(tested & trained):
+        lines.append(
+            f"{shared} of {len(tested)} held-out prompts are training prompts too: what is measured on them is no "
+            "proof of what was learned"
+        )
+    return lines

@@ -1,0 +1,97 @@
+"""The card of a checkpoint: README.md, which says what it is, how it came to be and how to load it, ours or not."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from models.janus.policy import ROLES, JanusPolicy
+from models.lora import LoraPolicy
+from models.policy import Policy
+from models.registry import MODELS
+from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.run_method import run_method
+from t2i_rl.training.doubts import history
+
+CARD = "README.md"
+PLAIN = """
+With plain transformers:
+
+```python
+import torch
+from transformers import AutoTokenizer, JanusForConditionalGeneration
+
+folder = "."  # of this checkpoint
+model, tokenizer = JanusForConditionalGeneration.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+text = "{user}: a photo of a red circle\\n\\n{assistant}:<begin_of_image>"
+ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+tokens = model.generate(ids, generation_mode="image", do_sample=True, attention_mask=torch.ones_like(ids))
+pixels = model.decode_image_tokens(tokens)  # [1, H, W, 3], from -1 to 1
+```
+"""
+ADAPTERS = """
+These are adapters, as peft writes them, of the base above: `PeftModel.from_pretrained(base, folder)` puts them on it,
+and `t2i-rl export --model FOLDER --out MERGED` makes a whole model of both.
+"""
+
+
+def card(
+    config: TrainConfig, policy: Policy, step: int, rows: Sequence[Mapping[str, float]], started: Mapping[str, Any]
+) -> str:
+    """The text of a checkpoint's README.md.
+
+    rows: what the run has measured so far. started: `t2i_rl.training.run_record.surroundings`.
+    """
+    method, known = run_method(config), MODELS.get(config.model)
+    judged = [row for row in rows if "heldout" in row and row["step"] <= step]
+    lines = [
+        *("---", f"base_model: {json.dumps(known.source if known else config.model)}", "library_name: transformers"),
+        *(
+            "pipeline_tag: text-to-image",
+            "tags: [t2i-rl, reinforcement-learning, autoregressive, text-to-image]",
+            "---",
+        ),
+        *("", f"# {config.out.name}, step {step} of {config.steps}", ""),
+        f"`{config.model}`, trained with reinforcement learning by t2i-rl.",
+        *("", "| | |", "|---|---|"),
+        f"| method | `{config.method}`: {method.summary} |",
+        f"| reward | `{config.reward}` |",
+        f"| prompts | `{config.prompts}`, held out `{config.heldout}` |",
+        f"| a step | {config.rollout.prompts_per_step} prompts x {config.rollout.group_size} images, guidance "
+        f"{config.rollout.sampling.guidance_scale:g} |",
+        f"| learning rate | {config.update.learning_rate:g}, {config.update.schedule} |",
+        f"| command | `{started.get('command', '')}` |",
+        f"| commit | {started.get('commit') or 'unknown'} |",
+        f"| versions | {', '.join(f'{name} {number}' for name, number in started.get('versions', {}).items())} |",
+        *_curve(judged),
+        *_doubts(config, [row for row in rows if row["step"] <= step]),
+        *("", "## To load it", "", "```bash", 't2i-rl generate "a photo of a red circle" --model .', "```"),
+    ]
+    return "\n".join(lines) + "\n" + _plain(policy)
+
+
+def _curve(judged: Sequence[Mapping[str, float]]) -> list[str]:
+    """The held-out scores, evaluation by evaluation."""
+    if not judged:
+        return ["", "It was never evaluated on held-out prompts."]
+    names = [name for name in judged[-1] if name == "heldout" or name.startswith(("heldout/", "also/"))]
+    head = ["step", *(name.removeprefix("heldout/").replace("heldout", "held out") for name in names)]
+    body = [[f"{row['step']:.0f}", *(f"{row[name]:.3f}" if name in row else "" for name in names)] for row in judged]
+    table = [head, ["---"] * len(head), *body]
+    return ["", "## Held-out scores", "", *(f"| {' | '.join(cells)} |" for cells in table)]
+
+
+def _doubts(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """What the run's own numbers say against it."""
+    found = history(rows, config.dtype, config.update.updates_per_rollout)
+    said = [f"- {name}, in {len(steps)} step(s), last {steps[-1]}: {last}" for name, (steps, last) in found.items()]
+    return ["", "## Doubts", "", *said] if said else []
+
+
+def _plain(policy: Policy) -> str:
+    """How others load it: the families that transformers knows, in its format."""
+    if isinstance(policy, LoraPolicy):
+        return ADAPTERS
+    if not isinstance(policy, JanusPolicy) or policy.parts is not None:
+        return ""
+    user, assistant = ROLES[policy.prompt_style]
+    return PLAIN.replace("{user}", user).replace("{assistant}", assistant)
