@@ -68,7 +68,12 @@ class Decoding:
 
     @classmethod
     def of(
-        cls, read: Prefilled, rows: Int[Tensor, " B"], weights: RolloutWeights, branches: int, into: "Decoding | None"
+        cls,
+        read: Prefilled,
+        rows: Int[Tensor, " B"],
+        weights: RolloutWeights,
+        branches: int,
+        into: "Decoding | None" = None,
     ) -> "Decoding":
         """The run of the given rows of what was read.
 

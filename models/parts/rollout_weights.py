@@ -2,8 +2,9 @@
 
 A policy has one `RolloutWeights` for the whole run. Its tensors stay at their addresses, so that a captured step may
 read them again and again, and take the weights as they are whenever a prompt is read after these have changed. Linear
-layers that read the same input are one product: queries, keys and values; gate and up. Adapters are added to what they
-adapt, in float32, and the sum is rounded once; the update still sees both apart.
+layers that read the same input are one product: queries, keys and values; gate and up. Adapters are added to a copy of
+what they adapt, in float32, and the sum is rounded once; the update still sees both apart. On a card that does not hold
+the copy (`holds_twice`) they stay apart here too.
 
 On a CPU in float32, where a few rows meet the same matrices hundreds of times, the products are copies laid out as a
 matrix product likes them best, input by output. The weight of the norm before is multiplied into them, and the channels
@@ -23,6 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from models.parts.llama import rms_norm
 from models.parts.logits import wide_product
 
+MERGED = 1 / 3  # of the memory that is free before, at most: caches and the update come later
 optimizer_steps = 0  # of the process: a fused optimizer does not count up the versions of what it changes
 
 
@@ -41,15 +43,33 @@ def seen(modules: Iterable[nn.Module]) -> list[tuple[int, int, int]]:
 
 
 def whole(linear: Any) -> Float[Tensor, "E D"]:
-    """All that a linear layer multiplies with: its parameter itself or, with adapters, the sum.
-
-    A parameter that is spread over processes is gathered here and nowhere else.
-    """
+    """All that a linear layer multiplies with: its parameter itself or, with adapters, the sum."""
     weight = linear.weight.detach()  # of peft's layers, the one that is adapted
-    if not hasattr(linear, "get_delta_weight"):
+    if not adapted(linear):
         return weight
     changes = sum(linear.get_delta_weight(name) for name in linear.active_adapters)
     return (weight.float() + changes).to(weight.dtype)
+
+
+def adapted(linear: Any) -> bool:
+    return hasattr(linear, "get_delta_weight")
+
+
+def factors(linears: Sequence[Any]) -> tuple[Float[Tensor, "D r"], Float[Tensor, "r E"]]:
+    """The adapters of layers that read the same input, as two matrices whose product is added to the layers' own."""
+    found = [
+        (linear.lora_A[name].weight, linear.lora_B[name].weight * linear.scaling[name], index)
+        for index, linear in enumerate(linears)
+        for name in (linear.active_adapters if adapted(linear) else ())
+    ]
+    low = torch.cat([down for down, _, _ in found])
+    sizes = [len(linear.weight) for linear in linears]
+    blocks = [
+        [up if index == at else up.new_zeros(size, up.shape[1]) for at, size in enumerate(sizes)]
+        for _, up, index in found
+    ]
+    like = linears[0].weight
+    return low.T.to(like), torch.cat([torch.cat(rows) for rows in blocks], dim=1).T.to(like)
 
 
 def copied(weight: Tensor) -> bool:
@@ -62,6 +82,13 @@ def side_by_side(rows: Float[Tensor, "heads*d ..."], head: int) -> Float[Tensor,
     return rows.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)
 
 
+def holds_twice(layers: nn.ModuleList) -> bool:
+    """Whether a card has the memory to merge adapters: the layers' matrices once more."""
+    size = sum(part.weight.nbytes for part in layers.modules() if isinstance(part, nn.Linear))
+    device = next(layers.parameters()).device
+    return device.type != "cuda" or size <= MERGED * torch.cuda.mem_get_info(device)[0]
+
+
 class Product:
     """Linear layers that read the same input as one product, without gradient."""
 
@@ -69,8 +96,12 @@ class Product:
     bias: Float[Tensor, " E"] | None = None
     norm: Any = None  # that the input goes through first
     floor: Tensor | None = None  # where the norm's weight is in the matrix: what its epsilon adds to a row's length
+    low: Float[Tensor, "D r"] | None = None  # adapters that stay apart
+    high: Float[Tensor, "r E"] | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, merge: bool = True) -> None:
+        """merge: whether adapters are added to the weights, which takes the memory of these once more."""
+        self.merge = merge
         self.seen: list[tuple[int, int, int]] = []
 
     def refresh(self, linears: Sequence[Any], norm: Any = None, heads: Sequence[int] = ()) -> None:
@@ -88,12 +119,19 @@ class Product:
             shape = sum(sizes), like.shape[1]
             self.weight = like.new_empty(shape[::-1]) if transposed else like.new_empty(shape).T
         for linear, part, head in zip(linears, self.weight.T.split(sizes), heads, strict=True):
-            weight = whole(linear)
+            weight = whole(linear) if self.merge else linear.weight.detach()
             own = weight.data_ptr() == linear.weight.data_ptr()
             if weight.data_ptr() != part.data_ptr():
                 part.copy_(side_by_side(weight, head) if head else weight)
                 if own and not transposed:
                     linear.weight.data = part
+        if not self.merge and any(map(adapted, linears)):
+            low, high = factors(linears)
+            if self.low is None or self.high is None:
+                self.low, self.high = low, high
+            else:
+                self.low.copy_(low)
+                self.high.copy_(high)
         if norm is not None and transposed:
             self.weight.mul_(norm.weight[:, None] * len(self.weight) ** 0.5)
             self.floor = like.new_tensor(len(self.weight) * norm.variance_epsilon).sqrt()
@@ -112,12 +150,16 @@ class Product:
 
     def __call__(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
         x = self.normed(x)
-        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        found = torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        return self._adapted(x, found)
 
     def added(self, x: Float[Tensor, "B D"], to: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
         """`to` and the product."""
         found = torch.addmm(to, x, self.weight)
-        return found if self.bias is None else found + self.bias
+        return self._adapted(x, found if self.bias is None else found + self.bias)
+
+    def _adapted(self, x: Float[Tensor, "B D"], found: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+        return found if self.low is None or self.high is None else torch.addmm(found, torch.mm(x, self.low), self.high)
 
     def wide(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B E"]:
         """The product in float32, whatever precision the model runs in."""
@@ -136,8 +178,8 @@ class LayerWeights:
     head: int  # channels of one
     paired: bool
 
-    def __init__(self) -> None:
-        self.qkv, self.out, self.gate_up, self.down = Product(), Product(), Product(), Product()
+    def __init__(self, merge: bool) -> None:
+        self.qkv, self.out, self.gate_up, self.down = (Product(merge) for _ in range(4))
 
     def refresh(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -184,7 +226,8 @@ class RolloutWeights:
     def refresh(self) -> None:
         """Take the weights as they are now; nothing is done for those that have not changed."""
         if not self.layers:
-            self.layers = [LayerWeights() for _ in self.decoder.layers]
+            merge = holds_twice(self.decoder.layers)
+            self.layers = [LayerWeights(merge) for _ in self.decoder.layers]
         for weights, layer in zip(self.layers, self.decoder.layers, strict=True):
             weights.refresh(layer)
         for product, linear in zip(self.head, self.head_layers, strict=True):

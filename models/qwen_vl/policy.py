@@ -187,7 +187,7 @@ class QwenVLPolicy:
     def prefill(
         self, condition: VisionCondition, group_size: int, branches: int, into: QwenState | None = None
     ) -> QwenState:
-        """Each prompt is read once, and expanded to its group."""
+        """Each prompt is read once, and expanded to its group; every run has buffers of its own, which grow."""
         read = self._read(condition, branches)
         batch, width, _ = read.embedded.shape
         cache = llama.KeyValueCache.empty(self.language_model, batch, width)
@@ -198,8 +198,7 @@ class QwenVLPolicy:
         cos, sin = (table[:, 0].transpose(0, 1) for table in rope)
         found = Prefilled(cache, (cos, sin), hiding(read.pads, cache), hidden[:, -1])
         rows = torch.arange(batch, device=self.device).repeat_interleave(group_size)
-        before = None if into is None else into.decoding
-        decoding = Decoding.of(found, rows, self.rollout_weights, branches, before)
+        decoding = Decoding.of(found, rows, self.rollout_weights, branches)
         return QwenState(decoding, after(read.positions)[:, rows])
 
     def next_logits(self, state: QwenState) -> Float[Tensor, "K R 1 V"]:

@@ -23,6 +23,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.outputs import free_or_next
 from t2i_rl.planning.dry_run import report
 from t2i_rl.planning.readiness import memory, obstacles
+from t2i_rl.planning.rollout_batch import with_rollout_batch
 from t2i_rl.settings import override, read_settings
 from t2i_rl.training.run_folder import ModelName, checkpoint_of
 
@@ -151,7 +152,8 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def _start(resolved: Resolution, ranks: Ranks) -> Path:
-    needed = memory(resolved.config)
+    config = with_rollout_batch(resolved.config)
+    needed = memory(config)
     from t2i_rl.training.run import start
 
     lines = [resolved.said()]
@@ -159,7 +161,7 @@ def _start(resolved: Resolution, ranks: Ranks) -> Path:
         said, fits = needed
         lines.append(said if fits else f"warning: {said}")
     out, *_ = ranks.each(str(free_or_next(resolved.config.out, TrainConfig.out)))  # one for all
-    return start(replace(resolved.config, out=Path(out)), "\n".join(lines), ranks)
+    return start(replace(config, out=Path(out)), "\n".join(lines), ranks)
 
 
 def _resume(again: Resume, ranks: Ranks) -> Path:

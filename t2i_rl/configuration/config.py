@@ -51,6 +51,9 @@ FREE = (
 REWARDS = ("reward", "evaluation.reward")
 
 
+UNPLANNED = 8  # prompts sampled at once where nothing says how many
+
+
 @dataclass(frozen=True)
 class RolloutConfig:
     """What is sampled in a step.
@@ -58,7 +61,8 @@ class RolloutConfig:
     Attributes:
         prompts_per_step: P, prompts in a step.
         group_size: G, images per prompt; one is enough only for methods that compare with a prompt's past (spo).
-        micro_batch: prompts sampled at once; only memory and speed depend on it.
+        micro_batch: prompts sampled at once; only memory and speed depend on it. 0: on a card as many as fit by the
+            plan (t2i-rl plan), elsewhere 8.
         resample_rounds: how often a method that samples further prompts, for groups that teach nothing, may do so.
         group_batch: images of a prompt sampled at once, where memory is short; 0: the whole group.
         capture: on CUDA, replay a captured decoding step instead of starting its kernels one by one.
@@ -67,7 +71,7 @@ class RolloutConfig:
 
     prompts_per_step: int = 8
     group_size: int = 8
-    micro_batch: int = 8
+    micro_batch: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     resample_rounds: int = 4
     group_batch: int = 0
@@ -77,9 +81,13 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         check("rollout.prompts-per-step", self.prompts_per_step, self.prompts_per_step >= 1, "at least 1")
         check("rollout.group-size", self.group_size, self.group_size >= 1, "at least 1")
-        check("rollout.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
+        check("rollout.micro-batch", self.micro_batch, self.micro_batch >= 0, "0 (as many as fit) or more")
         check("rollout.group-batch", self.group_batch, self.group_batch >= 0, "0 (the whole group) or more")
         check("rollout.resample-rounds", self.resample_rounds, self.resample_rounds >= 1, "at least 1")
+
+    @property
+    def prompts_at_once(self) -> int:
+        return self.micro_batch or UNPLANNED
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ CFG = replace(
     GENEVAL,
     model="janus-pro-7b",
     method="cfg",
-    rollout=RolloutConfig(prompts_per_step=8, group_size=16, micro_batch=1, sampling=Sampling(guidance_scale=5.0)),
+    rollout=RolloutConfig(prompts_per_step=8, group_size=16, sampling=Sampling(guidance_scale=5.0)),
     update=UpdateConfig(
         learning_rate=5e-6, betas=(0.99, 0.999), schedule="cosine", final_ratio=0.05, beta=0.03, micro_batch=4
     ),
@@ -100,7 +100,7 @@ def critical(
         base,
         model=model,
         method="critical",
-        rollout=RolloutConfig(4 * batch, group, micro_batch=1, sampling=Sampling(guidance_scale=5.0)),
+        rollout=RolloutConfig(4 * batch, group, sampling=Sampling(guidance_scale=5.0)),
         update=UpdateConfig(
             learning_rate=rate, schedule="linear", final_ratio=0.0, beta=beta, dynamic_clip=clip, micro_batch=4
         ),

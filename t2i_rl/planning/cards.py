@@ -31,9 +31,12 @@ def table() -> list[tuple[str, ...]]:
         if name in TOYS or entry.like or entry.family in ANSWERING:
             continue
         model, column = architecture(name), preset(name, None, METHOD)
-        most = {way: max(peaks(model, PlanConfig.of(turn(column), name)).values()) / 1e9 for way, turn in WAYS.items()}
-        held = [
-            next((f"{way} ({peak:.0f})" for way, peak in most.items() if peak <= USABLE * card), "-") for card in CARDS
-        ]
+        held = ["-"] * len(CARDS)
+        for place, card in enumerate(CARDS):
+            for way, turn in WAYS.items():
+                peak = max(peaks(model, replace(PlanConfig.of(turn(column), name), memory_gb=card)).values()) / 1e9
+                if peak <= USABLE * card:
+                    held[place] = f"{way} ({peak:.0f})"
+                    break
         rows.append((name, *held))
     return rows

@@ -13,12 +13,15 @@ are whole on each. Groups are never split, so prompts are what is shared out. Wh
 `t2i_rl.planning.network`. AdamW is one kernel on a GPU, and needs nothing beside.
 """
 
+from dataclasses import replace
 from itertools import accumulate
 from math import ceil
 
 from torch.nn import Linear
 
 from models.architectures import Architecture, count, linear_weights
+from models.parts.decoding import ROUNDED
+from models.parts.rollout_weights import MERGED
 from models.trainable import chosen
 from t2i_rl.planning.network import network_lines, traffic
 from t2i_rl.planning.plan_config import PlanConfig
@@ -30,6 +33,7 @@ USABLE = 0.9  # of a card's memory, for tensors
 LOGIT_COPIES = 6
 CHUNK_COPIES = 4  # float32 [chunk, V] at once in the update: logits, log-probs, exponentials, their gradient
 BRANCHES = 2
+FIXED = {"janus", "llamagen"}  # families whose decoding has buffers that stay (`models.parts.decoding`)
 # The pixel decoder, in float32: bytes of an image of 384 pixels at its widest, as seen, and how many images at once.
 PIXELS, SIDE, PIXELS_PER_TOKEN = 358e6, 384, 16
 DECODED = {"janus": 32, "llamagen": 16, "star": 32}
@@ -52,6 +56,9 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
     learned = adapters or trained(model, plan)
     sequence = read(model, plan) + sum(fed(model))
     rows = BRANCHES * plan.rows_at_once
+    slots = in_cache(model, plan) + sum(fed(model))
+    fixed = model.family in FIXED
+    buffers = rows * (ceil(slots / ROUNDED) * ROUNDED if fixed else slots) * cached(model) * size
     # With checkpointing, every layer's input and all of the one layer that is being recomputed.
     whole, inputs = (1, len(model.layers)) if plan.gradient_checkpointing else (len(model.layers), 0)
     kept = whole * kept_by_layer(model) + inputs * model.width
@@ -66,10 +73,12 @@ def memory(model: Architecture, plan: PlanConfig) -> dict[str, dict[str, float]]
             "float32 copies": 4 * learned / plan.parts if copied(plan) or plan.parts > 1 else 0,
             "gradients": 4 * learned / plan.parts,
             "moments": 2 * 4 * learned / plan.parts,
+            "merged adapters": merged(model, plan, sum(bytes_of.values())),
+            "keys and values": buffers if fixed else 0,
             "reference": 0 if plan.lora_rank or not plan.reference else size * learned / plan.parts,
         },
         "sampling": {
-            "keys and values": rows * sequence * cached(model) * size,
+            "keys and values": 0 if fixed else buffers,
             "logits": rows // BRANCHES * max(model.blocks) * model.codes * 4 * LOGIT_COPIES,
         },
         "pixels": {"image decoder": decoded * PIXELS * (side / SIDE) ** 2},
@@ -107,6 +116,13 @@ def adapted_inputs(model: Architecture) -> int:
     return sum(part.in_features for part in model.layers.modules() if isinstance(part, Linear))
 
 
+def most_prompts(model: Architecture, plan: PlanConfig, room: float) -> int:
+    """Prompts that can be sampled at once in so many bytes, at least 1, in batches of one size: another one's buffers
+    would take the place of the first's."""
+    equal = [size for size in range(plan.prompts_per_gpu, 1, -1) if plan.prompts_per_gpu % size == 0]
+    return next((one for one in equal if max(peaks(model, replace(plan, rollout_batch=one)).values()) <= room), 1)
+
+
 def kept_by_layer(model: Architecture) -> int:
     """Entries of a token that a layer keeps for its backward pass, its input among them.
 
@@ -131,6 +147,18 @@ def read(model: Architecture, plan: PlanConfig) -> int:
     return plan.prompt_tokens if model.in_sequence else 0
 
 
+def merged(model: Architecture, plan: PlanConfig, held: float) -> float:
+    """Bytes of the layers with their adapters added, which decoding reads where they fit beside what is held."""
+    copy = BYTES[plan.dtype] * linear_weights(model.layers)
+    fits = copy <= MERGED * (plan.memory_gb * 1e9 - held)
+    return copy if plan.lora_rank and model.family != "star" and fits else 0
+
+
+def in_cache(model: Architecture, plan: PlanConfig) -> int:
+    """Slots that the prompt takes while tokens are drawn; LlamaGen's are summed up in two."""
+    return 2 if model.family == "llamagen" else read(model, plan)
+
+
 def fed(model: Architecture) -> tuple[int, ...]:
     """Positions of the sequence that each step takes: the last token of a raster is predicted and never read."""
     return model.blocks[:-1] if model.in_sequence else model.blocks
@@ -150,14 +178,14 @@ def floors(model: Architecture, plan: PlanConfig) -> dict[str, tuple[float, floa
     """
     size, prompt = BYTES[plan.dtype], read(model, plan)
     layers, head = linear_weights(model.layers), linear_weights(model.head)
-    ends = [prompt + end for end in accumulate(fed(model))]
+    ends = [in_cache(model, plan) + end for end in accumulate(fed(model))]
     seen = sum(block * end for block, end in zip(fed(model), ends, strict=True))  # pairs of a token and one it sees
     attention = 4 * model.width * len(model.layers)  # operations of such a pair: scores, then values
     images, prompts = plan.images_per_gpu, plan.prompts_per_gpu
     tokens = sum(fed(model))
     decoding = tokens * 2 * layers + model.tokens * 2 * head + seen * attention
     reading = prompt * 2 * layers + prompt * (prompt + 1) // 2 * attention
-    batches = ceil(prompts / plan.rollout_batch)
+    batches = ceil(prompts / (plan.rollout_batch or 1))
     sampled = (
         BRANCHES * (images * decoding + prompts * reading),
         batches * len(model.blocks) * (layers + head) * size + BRANCHES * images * sum(ends) * cached(model) * size,
@@ -167,7 +195,8 @@ def floors(model: Architecture, plan: PlanConfig) -> dict[str, tuple[float, floa
     # Backward is one pass for the inputs' gradients and, where the weights are trained, one for theirs.
     passes = 1 + 1 + (not plan.lora_rank) + plan.gradient_checkpointing + plan.reference
     head_passes = 2 + 1 + plan.reference  # recomputed in backward; it is not trained in Janus
-    forward = (prompt + tokens) * 2 * layers + seen * attention + prompt * (prompt + 1) // 2 * attention
+    all_seen = seen + (prompt - in_cache(model, plan)) * tokens + prompt * (prompt + 1) // 2
+    forward = (prompt + tokens) * 2 * layers + all_seen * attention
     updated = (
         images * (passes * forward + head_passes * model.tokens * 2 * head),
         ceil(images / plan.update_batch) * passes * layers * size
@@ -184,6 +213,8 @@ def adapter_entries(model: Architecture) -> int:
 
 def report(model: Architecture, plan: PlanConfig) -> list[str]:
     """The lines to print."""
+    room = USABLE * plan.memory_gb * 1e9
+    plan = replace(plan, rollout_batch=plan.rollout_batch or most_prompts(model, plan, room))
     lines = [f"{plan.model}, {plan.gpus} GPU(s) of {plan.memory_gb:g} GB, {plan.dtype}"]
     if plan.parts > 1:
         lines.append(f"what is trained is split in {plan.parts} parts")
@@ -195,10 +226,10 @@ def report(model: Architecture, plan: PlanConfig) -> list[str]:
         lines += [f"  {f'{phase}: {name}':<28}{value / 1e9:>10.2f}" for name, value in parts.items() if value]
     most = peaks(model, plan)
     lines += [f"  {f'peak while {phase}':<28}{peak / 1e9:>10.2f}" for phase, peak in most.items()]
-    fits = max(most.values()) <= USABLE * plan.memory_gb * 1e9
+    fits = max(most.values()) <= room
     said = "fits" if fits else "does NOT fit"
     lines += [
-        f"  it {said} into {USABLE:.0%} of {plan.memory_gb:g} GB",
+        f"  it {said} into {USABLE:.0%} of {plan.memory_gb:g} GB, sampling {plan.rollout_batch} prompt(s) at once",
         "",
         "least time of a step, by bytes and operations",
     ]

@@ -29,7 +29,7 @@ class PlanConfig:
         dtype: of the weights; gradients, moments and the copies that AdamW steps on are float32.
         prompts_per_step: P, prompts in a step.
         group_size: G, images per prompt.
-        rollout_batch: prompts sampled at once on a GPU.
+        rollout_batch: prompts sampled at once on a GPU; 0: as many as fit.
         group_batch: images of a prompt sampled at once; 0: the whole group.
         evaluation_batch: held-out images sampled at once; 0: none are.
         update_batch: images per forward and backward pass on a GPU.
@@ -52,7 +52,7 @@ class PlanConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     prompts_per_step: int = 8
     group_size: int = 8
-    rollout_batch: int = 1
+    rollout_batch: int = 0
     group_batch: int = 0
     evaluation_batch: int = 0
     update_batch: int = 4
@@ -68,7 +68,6 @@ class PlanConfig:
             "gpus_per_node",
             "prompts_per_step",
             "group_size",
-            "rollout_batch",
             "update_batch",
             "prompt_tokens",
         ):
@@ -76,7 +75,7 @@ class PlanConfig:
         for name in ("memory_gb", "bandwidth_gbs", "tflops", "intra_gbs", "inter_gbs"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) > 0, "above 0")
         check("shard", self.shard, self.shard >= 0 and not self.gpus % self.parts, "a divisor of the GPUs")
-        for name in ("lora_rank", "group_batch", "evaluation_batch"):
+        for name in ("lora_rank", "rollout_batch", "group_batch", "evaluation_batch"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 0, "0 or more")
 
     @classmethod
@@ -111,9 +110,9 @@ class PlanConfig:
 
     @property
     def rows_at_once(self) -> int:
-        """Images that are sampled at once at most."""
+        """Images that are sampled at once at most; of one prompt, where it is open how many are."""
         group = min(self.group_batch or self.group_size, self.group_size)
-        return max(group * min(self.rollout_batch, self.prompts_per_gpu), self.evaluation_batch)
+        return max(group * min(self.rollout_batch or 1, self.prompts_per_gpu), self.evaluation_batch)
 
     @property
     def images_per_gpu(self) -> int:

@@ -6,6 +6,7 @@ Each reason is the sentence with which the run itself would be refused, but for 
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from models.device import device_of, in_words, memory_of
 from models.errors import ModelError
@@ -98,11 +99,15 @@ def memory(config: TrainConfig) -> tuple[str, bool] | None:
     from models.architectures import architecture
     from t2i_rl.planning.plan import USABLE, peaks
 
-    most = max(peaks(architecture(like), PlanConfig.of(config, like, processes)).values())
-    what = f"by the plan, training takes {most / 1e9:.1f} GB at its peak, rewards in this process besides"
+    plan, device = PlanConfig.of(config, like, processes), None
     try:
         device = device_of(config.device)
+        plan = replace(plan, memory_gb=memory_of(device) / 1e9)
     except ModelError:
+        pass
+    most = max(peaks(architecture(like), plan).values())
+    what = f"by the plan, training takes {most / 1e9:.1f} GB at its peak, rewards in this process besides"
+    if device is None:
         return what, True
     if most <= USABLE * memory_of(device):
         return f"{what}, of {in_words(device)}", True

@@ -123,6 +123,6 @@ def begin(
         if own.capture and drawing.tokens.is_cuda and isinstance(state, FixedShapes):
             steps.capture(policy, own.compiled)
             read(state)
-    own.steps = steps
+    own.steps = steps if isinstance(state, FixedShapes) else None  # the buffers of others end with their rollout
     drawing.begin(uniform)
     return steps

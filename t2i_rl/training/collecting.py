@@ -164,7 +164,7 @@ class Collector:
         parts: list[Rollout] = []
         with clock.phase("sample"):
             condition = ask(self.policy, self.asking, records, step)
-        for rows in micro_batches(len(records), settings.micro_batch):
+        for rows in micro_batches(len(records), settings.prompts_at_once):
             with clock.phase("sample"):
                 parts.append(self.sample(step, condition.take(rows), occurrence[rows]))
             with clock.phase("decode"):

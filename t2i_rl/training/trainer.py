@@ -82,7 +82,7 @@ class Trainer:
             names.add("entropy_cond")
         answers = bool(policy.stop_tokens)
         asking, contrast = asking_of(config, method, answers), None if answers else contrast_prompt(config.contrast)
-        self.passes = StatisticPasses(frozenset(names), rollout.sampling, contrast, rollout.micro_batch)
+        self.passes = StatisticPasses(frozenset(names), rollout.sampling, contrast, rollout.prompts_at_once)
         self.weights = weights_of(policy, ranks, config.parallel)
         self.reference = self.weights.reference(reference or policy) if method.needs_reference else None
         self.idle = IdleGroups(ranks, policy, asking, prompts[0])

@@ -66,7 +66,7 @@ def test_nested_settings_and_both_spellings():
         ({"update": {"micro_batch": 0}}, "update.micro-batch is 0"),
         ({"rollout": {"group_size": 0}}, "rollout.group-size is 0: it has to be at least 1"),
         ({"rollout": {"prompts_per_step": 0}}, "rollout.prompts-per-step is 0"),
-        ({"rollout": {"micro_batch": 0}}, "rollout.micro-batch is 0"),
+        ({"rollout": {"micro_batch": -1}}, "rollout.micro-batch is -1"),
         ({"rollout": {"sampling": {"temperature": 0}}}, "rollout.sampling.temperature is 0.0"),
         ({"rollout": {"sampling": {"top_p": 0}}}, "top-p is 0.0"),
         ({"rollout": {"sampling": {"top_k": -1}}}, "top-k is -1"),

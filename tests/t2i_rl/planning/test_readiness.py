@@ -64,7 +64,7 @@ def test_memory_by_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr("t2i_rl.planning.readiness.memory_of", lambda device: 24e9)
     words = f"--preset janus-pro-7b-geneval-cfg{{}} {OF_RINGS} --device cpu"
     _, _, errors = tried(words.format(""), capsys)
-    assert "training takes 157.2 GB at its peak" in errors and "which is more than 90% of cpu" in errors
+    assert "training takes 177.4 GB at its peak" in errors and "which is more than 90% of cpu" in errors
     assert tried(words.format("-lora"), capsys)[0] == 0
 
 
