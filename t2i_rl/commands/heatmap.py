@@ -120,24 +120,17 @@ def _answers(wanted: Heatmap, policy: Policy, sampling: Sampling) -> AnswerMaps:
     """The words of a group of answers."""
     if wanted.reference:
         raise UserError("--reference is of models that draw: leave it out")
-    from models.question import IMAGE
+    from t2i_rl.commands.questions import asking, question
     from t2i_rl.configuration.asking import DEFAULT_CONTRAST
     from t2i_rl.pictures.answer_maps import answer_maps
-    from t2i_rl.prompts.asking import Asking
-    from t2i_rl.prompts.prompt import Prompt
-    from t2i_rl.prompts.questions import PictureSize
-    from t2i_rl.rollout.words import check_asked
 
     method = find_method(wanted.method or "cfg-text")
     if method.credit.places:
         raise UserError(f"method {method.name} looks at places of a picture: choose another for answers, such as cfg")
-    marks = "" if IMAGE in wanted.prompt else IMAGE * len(wanted.image)
-    prompt = Prompt(marks + wanted.prompt, pictures=wanted.image)
-    # As they are, but for what no processor takes.
-    asking = Asking(wanted.instruction, wanted.contrast or DEFAULT_CONTRAST, PictureSize(1), wanted.seed)
-    check_asked(policy, [prompt], asking, "the question")
+    prompt = question(wanted.prompt, wanted.image)
+    asked = asking(policy, [prompt], sampling, wanted.instruction, wanted.contrast or DEFAULT_CONTRAST, wanted.seed)
     return answer_maps(
-        policy, prompt, asking, wanted.group_size, sampling, wanted.seed, method, wanted.max_tokens, wanted.model
+        policy, prompt, asked, wanted.group_size, sampling, wanted.seed, method, wanted.max_tokens, wanted.model
     )
 
 

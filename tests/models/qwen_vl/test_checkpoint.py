@@ -109,18 +109,19 @@ def test_the_family_is_told_by_the_config(saved: Path):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "says"),
     [
-        ["generate", "a ring", "--out", "{out}", "--model", "{model}"],
-        ["heatmap", "a ring", "--out", "{out}", "--model", "{model}"],
-        ["train", "--preset", "tiny-shapes-cfg", "--out", "{out}", "--model", "{model}"],
-        ["generate", "a ring", "--out", "{out}", "--model", "qwen2.5-vl-7b"],
+        ("eval geneval --prompts {records}", "answers in text, and this draws pictures: choose another"),
+        ("train --preset tiny-shapes-cfg", "reward is shapes, which scores pictures, and the model"),
     ],
 )
 def test_what_draws_pictures_refuses_it_before_its_weights_are_read(
-    folder: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]
 ):
     (folder / "model.safetensors").write_bytes(b"")
-    assert main([word.format(out=tmp_path / "out", model=folder) for word in words]) == 2
-    assert "answers in text, and this draws pictures: choose another (t2i-rl models)" in capsys.readouterr().err
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"prompt": "a ring", "tag": "single_object", "include": [{"class": "circle", "count": 1}]}')
+    asked = words.format(records=records).split()
+    assert main([*asked, "--out", str(tmp_path / "out"), "--model", str(folder)]) == 2
+    assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
