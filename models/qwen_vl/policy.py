@@ -147,11 +147,6 @@ class QwenVLPolicy:
                 [mrope_positions(row, image, sizes, merge) for row, sizes in zip(rows[-1], grids, strict=True)]
             )
         width = max(len(row) for branch in rows for row in branch)
-        if width >= self.layout.tokens:
-            raise ModelError(
-                f"a prompt has {width} tokens and the model no more than {self.layout.tokens} places, those of the "
-                "answer among them: shorten it, or show smaller pictures"
-            )
         pad = self.processor.tokenizer.pad_token_id
         tensors = {
             "ids": torch.tensor([[[pad] * (width - len(row)) + row for row in branch] for branch in rows]),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
-from models.registry import HUB_ID, TINY
+from models.registry import HUB_ID, TINY, answers_in_text
 from models.registry import find as find_model
 from rewards.files.pins import cache_folder, pins
 from rewards.registry import Term, parse
@@ -27,6 +27,7 @@ def report(config: TrainConfig, preset: str | None) -> list[str]:
     """The lines that tell a person what would run."""
     method, rollout = run_method(config), config.rollout
     images = rollout.prompts_per_step * rollout.group_size
+    what = "answers" if answers_in_text(config.model) else "images"
     rows = [
         ("model", _model(config.model)),
         ("method", [f"{config.method}: {method.summary}", *composition(method)]),
@@ -36,8 +37,8 @@ def report(config: TrainConfig, preset: str | None) -> list[str]:
         (
             "work",
             [
-                f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} images: "
-                f"{config.steps * images:,} images, on {config.device}",
+                f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} {what}: "
+                f"{config.steps * images:,} {what}, on {config.device}",
             ],
         ),
         ("run", [str(config.out)]),

@@ -5,14 +5,14 @@ Each reason is the sentence with which the run itself would be refused, but for 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from models.device import device_of, in_words, memory_of
 from models.errors import ModelError
 from models.files.adapter import is_adapter
 from models.kin import kin
-from models.registry import ANSWERING, MODELS
+from models.registry import ANSWERING, MODELS, answers_in_text
 from rewards.errors import RewardError
 from rewards.registry import parse
 from t2i_rl.configuration.adapter_presets import ADAPTED
@@ -21,6 +21,8 @@ from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import check_free
 from t2i_rl.planning.plan_config import PlanConfig
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.prompts.questions import check_questions
 from t2i_rl.prompts.reading import load_prompts
 
 
@@ -44,12 +46,18 @@ def _device(config: TrainConfig) -> None:
 
 
 def _prompts(config: TrainConfig) -> None:
-    check_records(config.reward, load_prompts(config.prompts))
+    _asked(config.reward, config.model, load_prompts(config.prompts))
 
 
 def _heldout(config: TrainConfig) -> None:
     if config.evaluation.every:
-        check_records(config.evaluation.reward or config.reward, load_prompts(config.heldout))
+        _asked(config.evaluation.reward or config.reward, config.model, load_prompts(config.heldout))
+
+
+def _asked(reward: str, model: str, prompts: Sequence[Prompt]) -> None:
+    check_records(reward, prompts)
+    if answers_in_text(model):
+        check_questions(prompts)
 
 
 def _endpoints(config: TrainConfig) -> None:
@@ -67,9 +75,6 @@ def _model(config: TrainConfig) -> None:
         raise UserError(
             f"{config.model} is an adapter: merge it first, with t2i-rl export --model {config.model} --out FOLDER"
         )
-    like = kin(config.model)
-    if like is not None and MODELS[like].family in ANSWERING:
-        raise UserError(f"{config.model} answers in text, and training draws pictures: choose another (t2i-rl models)")
 
 
 def _adapted_layers(config: TrainConfig) -> None:

@@ -88,7 +88,7 @@ def test_what_is_here_and_what_is_served(
     assert "asks T2I_RL_JUDGE = nobody: set it" in said("train --reward judge --dry-run", capsys)
     monkeypatch.setenv("T2I_RL_JUDGE", "http://a:8000/v1")
     assert "asks T2I_RL_JUDGE = http://a:8000/v1" in said("train --reward judge --dry-run", capsys)
-    text = said("train --reward math --dry-run", capsys)
+    text = said("train --model tiny-vlm --reward math --dry-run", capsys)
     assert "reward    math, in the run's own process\n          grades answers in text, in processes with" in text
     text = said("train --rollout.group-size 4 --dry-run", capsys)
     assert "rollout.group-size = 4  (preset: 8)" in text and text.count("(preset: ") == 1
