@@ -36,6 +36,7 @@ from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run import SAMPLES, STRIP
 from t2i_rl.training.run_folder import CHECKPOINTS
+from t2i_rl.training.run_record import read_record
 
 REPORT = "report.html"
 TALLEST = 192  # pixels: higher samples are shown smaller, or the page would be too large to open
@@ -94,6 +95,7 @@ class Reported:
 
     maps: pages of token maps, by their names.
     answers: to the held-out questions `prompts`, by step, of a model that answers in text; pictures: the first of each.
+    commit: of the code that it was started with; "" where that is not known.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Reported:
     maps: Mapping[str, str]
     answers: Mapping[int, Sequence[str]] = field(default_factory=dict)
     pictures: Sequence[str] = ()
+    commit: str = ""
 
     @property
     def done(self) -> int:
@@ -141,7 +144,8 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
     prompts = [one.text.replace(IMAGE, "").strip() if answers else one.text for one in asked]
     read = {step: strip_uri(strips[step]) for step in sorted(spaced)}
     samples = {step: strip for step, strip in read.items() if strip is not None}
-    return Reported(name, config, metrics, samples, prompts, maps, answers, pictures)
+    commit = str((read_record(run) or [{}])[0].get("commit", ""))
+    return Reported(name, config, metrics, samples, prompts, maps, answers, pictures, commit)
 
 
 def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
@@ -256,6 +260,29 @@ def summary(run: Reported) -> dict[str, str]:
     }
 
 
+def headline(run: Reported) -> dict[str, str]:
+    """What a person wants to know first: before and after, by how much, how long, of which code."""
+    scores = run.curve("heldout")
+    said = {"score": f"{run.curve('reward')[-1][1]:.3f}" if run.curve("reward") else "", "change": "", "under": ""}
+    if scores:
+        (first, before), (last, after) = scores[0], scores[-1]
+        bound = error_bound(run)
+        error = "" if bound is None else f" ± {bound * math.sqrt(2):.3f}"  # of a difference of two such scores
+        said = {
+            "score": f"{before:.3f} → {after:.3f}",
+            "change": f"{after - before:+.3f}{error}",
+            "under": f"held-out score, step {first} to {last}",
+        }
+    seconds = sum(map(step_seconds, run.metrics))
+    said["time"] = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+    return {"run": run.name, **said, "commit": run.commit}
+
+
+def silent(name: str, runs: Sequence[Reported]) -> bool:
+    """Whether a curve never moves in any run, so that its panel could say nothing."""
+    return all(len({value for _, value in run.curve(name)}) <= 1 for run in runs) and not name.startswith("heldout")
+
+
 def gains(runs: Sequence[Reported]) -> list[dict[str, str]]:
     """What further rewards say of the same held-out images, beside the score: what was won and what was lost."""
     found = []
@@ -306,6 +333,8 @@ def report(runs: Sequence[Reported]) -> str:
         "report.html.j2",
         runs=runs,
         summary=[summary(run) for run in runs],
+        headlines=[headline(run) for run in runs],
+        silent=[name for name in dict.fromkeys(measured) if silent(name, runs)],
         doubts={run.name: doubted(run) for run in runs},
         gains=gains(runs),
         sections=sections(measured),

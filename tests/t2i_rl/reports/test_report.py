@@ -49,6 +49,21 @@ def page(runs: list[Path]) -> Path:
     return path
 
 
+def test_what_a_person_wants_to_know_first(runs: list[Path], page: Path):
+    html = page.read_text()
+    first = report.headline(report.read(runs[0], "whole"))
+    assert re.fullmatch(r"0\.\d{3} → 0\.\d{3}", first["score"]) and "±" in first["change"]
+    assert f"<strong>{first['score']}</strong>" in html and first["time"] == "0 min"
+    assert "prefers-color-scheme: dark" in html
+    assert "never changed" in html  # such as the clipped tokens of single updates
+
+
+def test_a_panel_that_says_nothing():
+    dull = reported(reward=[0.5, 0.5], kl=[0.0, 0.1], heldout=[0.3, 0.3])
+    assert report.silent("reward", [dull]) and not report.silent("kl", [dull]) and not report.silent("heldout", [dull])
+    assert not report.silent("reward", [dull, reported(reward=[0.5, 0.6])])
+
+
 def data_of(html: str) -> dict:
     """What the page's own script reads; pages of token maps come before it, escaped."""
     return json.loads(re.findall(r"^const data = (.*);$", html, re.MULTILINE)[-1])
