@@ -217,25 +217,35 @@ def panel(name: str, runs: Sequence[Reported]) -> dict[str, Any]:
     """One curve of every run. unit: its axis goes from 0 to 1, so that the tags' panels compare.
 
     noisy: many points are shown with their moving mean.
+    errors: beside each curve, the standard error of each point; none but of held-out scores.
     """
     curves = [run.curve(name) for run in runs]
     values = [value for curve in curves for _, value in curve]
     unit = name.startswith("heldout") and all(0 <= value <= 1 for value in values)
     title = TITLES.get(name) or name.removeprefix("heldout/").replace("/", ": ").replace("_", " ")
-    return {"name": name, "title": title, "unit": unit, "noisy": name != "learning_rate", "curves": curves}
+    judged = name.startswith("heldout")
+    errors = [[error_at(run, row, name) for row in run.metrics if name in row] if judged else [] for run in runs]
+    noisy = name != "learning_rate"
+    return {"name": name, "title": title, "unit": unit, "noisy": noisy, "curves": curves, "errors": errors}
 
 
 def error_bound(run: Reported) -> float | None:
-    """The standard error of the last held-out score is at most this; None where the scores leave 0..1.
+    """The standard error of the last held-out score is at most this; None where the scores leave 0..1."""
+    judged = [row for row in run.metrics if "heldout" in row]
+    return error_at(run, judged[-1], "heldout") if judged else None
+
+
+def error_at(run: Reported, row: Mapping[str, float], name: str) -> float | None:
+    """The most that the standard error of a held-out score can be in a step; None where the scores leave 0..1.
 
     Scores of mean p between 0 and 1 have a variance of at most p (1 - p); the overall score is the mean over tags.
     """
-    last = next((row for row in reversed(run.metrics) if "heldout" in row), {})
-    tags = [value for name, value in last.items() if name.startswith("heldout/")]
-    if not tags or not all(0 <= value <= 1 for value in tags):
+    tags = [name] if name != "heldout" else [one for one in row if one.startswith("heldout/")]
+    values = [row[one] for one in tags]
+    if not values or not all(0 <= value <= 1 for value in values):
         return None
     images = run.config.evaluation.images_per_tag
-    return math.sqrt(sum(value * (1 - value) for value in tags) / images) / len(tags)
+    return math.sqrt(sum(value * (1 - value) for value in values) / images) / len(values)
 
 
 def summary(run: Reported) -> dict[str, str]:
@@ -264,7 +274,7 @@ def headline(run: Reported) -> dict[str, str]:
     """What a person wants to know first: before and after, by how much, how long, of which code."""
     scores = run.curve("heldout")
     said = {"score": f"{run.curve('reward')[-1][1]:.3f}" if run.curve("reward") else "", "change": "", "under": ""}
-    if scores:
+    if len(scores) > 1:
         (first, before), (last, after) = scores[0], scores[-1]
         bound = error_bound(run)
         error = "" if bound is None else f" ± {bound * math.sqrt(2):.3f}"  # of a difference of two such scores

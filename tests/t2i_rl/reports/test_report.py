@@ -64,6 +64,17 @@ def test_a_panel_that_says_nothing():
     assert not report.silent("reward", [dull, reported(reward=[0.5, 0.6])])
 
 
+def test_errors_stand_beside_held_out_scores():
+    run = reported(reward=[0.1, 0.2], **{"heldout": [0.5, 0.25], "heldout/a": [0.5, 0.5], "heldout/b": [0.5, 0.0]})
+    images = TrainConfig().evaluation.images_per_tag
+    overall = [math.sqrt(0.5 / images) / 2, math.sqrt(0.25 / images) / 2]
+    assert report.panel("heldout", [run])["errors"] == [pytest.approx(overall)]
+    assert report.panel("heldout/b", [run])["errors"] == [pytest.approx([math.sqrt(0.25 / images), 0])]
+    assert report.panel("reward", [run])["errors"] == [[]]
+    assert report.error_at(run, {"heldout": 3.0, "heldout/a": 3.0}, "heldout") is None
+    assert report.headline(reported(reward=[0.1], heldout=[0.5]))["change"] == ""
+
+
 def data_of(html: str) -> dict:
     """What the page's own script reads; pages of token maps come before it, escaped."""
     return json.loads(re.findall(r"^const data = (.*);$", html, re.MULTILINE)[-1])
