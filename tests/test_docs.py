@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from models.registry import MODELS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
 from t2i_rl.configuration.answer_presets import ANSWERS
 from t2i_rl.configuration.checks import check_settings
-from t2i_rl.configuration.presets import PRESETS
+from t2i_rl.configuration.presets import PRESETS, find_preset
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.methods.catalogue import METHODS, find_method
+from t2i_rl.planning import costs
 from t2i_rl.planning.cards import table
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +126,26 @@ def test_the_reading_list_says_where_each_paper_is() -> None:
 def test_the_table_of_cards_is_the_plans() -> None:
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert all(f"| {' | '.join(row)} |" in text for row in table())
+
+
+REPRODUCE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_costs_is_the_plans() -> None:
+    for name, *figures in costs.table()[1:]:
+        assert f"| `{name}` | {' | '.join(figures)} |" in REPRODUCE, name
+
+
+@pytest.mark.parametrize("name", sorted({*re.findall(r"--method '([^']+)'", REPRODUCE)}))
+def test_every_method_of_the_papers_rows_can_be_had(name: str) -> None:
+    assert find_method(name).name == name
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*re.findall(r"`?((?:janus|llamagen|star)-[\w-]+-(?:cfg|critical|grpo))`", REPRODUCE)})
+)
+def test_every_preset_of_the_papers_rows_is_one(name: str) -> None:
+    assert find_preset(name).model in MODELS
 
 
 def test_the_run_file_of_the_docs_is_one(tmp_path: Path) -> None:

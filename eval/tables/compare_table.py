@@ -50,6 +50,15 @@ def markdown(comparison: Comparison, published: Sequence[Published] = ()) -> str
     return "".join(f"| {' | '.join(one.replace('|', chr(92) + '|') for one in line)} |\n" for line in lines)
 
 
+def terminal(comparison: Comparison, published: Sequence[Published] = ()) -> str:
+    """Figures as rows and runs as columns: a terminal is rarely as wide as a benchmark has categories."""
+    turned = [list(column) for column in zip(*body(comparison, published), strict=True)]
+    turned[0][0] = ""
+    widths = [max(map(len, column)) for column in zip(*turned, strict=True)]
+    lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in turned]
+    return "".join("  ".join(line).rstrip() + "\n" for line in lines)
+
+
 def latex(comparison: Comparison, published: Sequence[Published] = ()) -> str:
     """A booktabs table, its intervals in small type."""
     head, *rest = body(comparison, published)

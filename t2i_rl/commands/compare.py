@@ -42,7 +42,7 @@ def compare(arguments: Sequence[str]) -> None:
         raise UserError(f"draws is {wanted.draws}: it has to be at least 1")
     from eval.tables.compare import compare as compare_runs
     from eval.tables.compare import read_run, shared_metrics
-    from eval.tables.compare_table import WRITERS, markdown
+    from eval.tables.compare_table import WRITERS, terminal
     from eval.tables.published import rows_of
     from rewards.errors import printable
     from t2i_rl.outputs import write_atomically
@@ -55,4 +55,4 @@ def compare(arguments: Sequence[str]) -> None:
     stated = rows_of(runs, shared_metrics(runs)) if wanted.published else []
     for path in wanted.out:
         write_atomically(path, WRITERS[path.suffix](comparison, stated))
-    print(printable(markdown(comparison, stated)), end="")
+    print(printable(terminal(comparison, stated)), end="")

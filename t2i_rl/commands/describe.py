@@ -32,10 +32,11 @@ REWARDS_HELP = """usage: t2i-rl rewards
 The rewards that have a name: what they score, between which numbers, and what they load, or which variable
 has the address of the model that they ask. docs/rewards.md says what each measures. --reward also takes sums, servers,
 and one of your own as MODULE:NAME."""
-PRESETS_HELP = """usage: t2i-rl presets [NAME | --cards]
+PRESETS_HELP = """usage: t2i-rl presets [NAME | --cards | --costs]
 
 Without a word: every preset in one line; NAME-lora is the same with adapters. With a name: the whole of it, as a run
-file that t2i-rl train --config takes. --cards: which training a card holds, of every model."""
+file that t2i-rl train --config takes. --cards: which training a card holds, of every model. --costs: what the
+papers' runs take in GPUs, hours and disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +110,13 @@ def presets(arguments: Sequence[str]) -> None:
     if list(arguments[:1]) in (["-h"], ["--help"]):
         print(PRESETS_HELP)
     elif list(arguments) == ["--cards"]:
-        from t2i_rl.planning.cards import table
+        from t2i_rl.planning.cards import table as of_cards
 
-        _print(table())
+        _print(of_cards())
+    elif list(arguments) == ["--costs"]:
+        from t2i_rl.planning.costs import table as of_runs
+
+        _print(of_runs())
     elif arguments:
         print(to_json(find_preset(arguments[0])), end="")
     else:

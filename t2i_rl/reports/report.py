@@ -36,6 +36,7 @@ from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run import SAMPLES, STRIP
 from t2i_rl.training.run_folder import CHECKPOINTS
+from t2i_rl.training.run_record import read_record
 
 REPORT = "report.html"
 TALLEST = 192  # pixels: higher samples are shown smaller, or the page would be too large to open
@@ -94,6 +95,7 @@ class Reported:
 
     maps: pages of token maps, by their names.
     answers: to the held-out questions `prompts`, by step, of a model that answers in text; pictures: the first of each.
+    commit: of the code that it was started with; "" where that is not known.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Reported:
     maps: Mapping[str, str]
     answers: Mapping[int, Sequence[str]] = field(default_factory=dict)
     pictures: Sequence[str] = ()
+    commit: str = ""
 
     @property
     def done(self) -> int:
@@ -141,7 +144,8 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
     prompts = [one.text.replace(IMAGE, "").strip() if answers else one.text for one in asked]
     read = {step: strip_uri(strips[step]) for step in sorted(spaced)}
     samples = {step: strip for step, strip in read.items() if strip is not None}
-    return Reported(name, config, metrics, samples, prompts, maps, answers, pictures)
+    commit = str((read_record(run) or [{}])[0].get("commit", ""))
+    return Reported(name, config, metrics, samples, prompts, maps, answers, pictures, commit)
 
 
 def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
@@ -213,25 +217,35 @@ def panel(name: str, runs: Sequence[Reported]) -> dict[str, Any]:
     """One curve of every run. unit: its axis goes from 0 to 1, so that the tags' panels compare.
 
     noisy: many points are shown with their moving mean.
+    errors: beside each curve, the standard error of each point; none but of held-out scores.
     """
     curves = [run.curve(name) for run in runs]
     values = [value for curve in curves for _, value in curve]
     unit = name.startswith("heldout") and all(0 <= value <= 1 for value in values)
     title = TITLES.get(name) or name.removeprefix("heldout/").replace("/", ": ").replace("_", " ")
-    return {"name": name, "title": title, "unit": unit, "noisy": name != "learning_rate", "curves": curves}
+    judged = name.startswith("heldout")
+    errors = [[error_at(run, row, name) for row in run.metrics if name in row] if judged else [] for run in runs]
+    noisy = name != "learning_rate"
+    return {"name": name, "title": title, "unit": unit, "noisy": noisy, "curves": curves, "errors": errors}
 
 
 def error_bound(run: Reported) -> float | None:
-    """The standard error of the last held-out score is at most this; None where the scores leave 0..1.
+    """The standard error of the last held-out score is at most this; None where the scores leave 0..1."""
+    judged = [row for row in run.metrics if "heldout" in row]
+    return error_at(run, judged[-1], "heldout") if judged else None
+
+
+def error_at(run: Reported, row: Mapping[str, float], name: str) -> float | None:
+    """The most that the standard error of a held-out score can be in a step; None where the scores leave 0..1.
 
     Scores of mean p between 0 and 1 have a variance of at most p (1 - p); the overall score is the mean over tags.
     """
-    last = next((row for row in reversed(run.metrics) if "heldout" in row), {})
-    tags = [value for name, value in last.items() if name.startswith("heldout/")]
-    if not tags or not all(0 <= value <= 1 for value in tags):
+    tags = [name] if name != "heldout" else [one for one in row if one.startswith("heldout/")]
+    values = [row[one] for one in tags]
+    if not values or not all(0 <= value <= 1 for value in values):
         return None
     images = run.config.evaluation.images_per_tag
-    return math.sqrt(sum(value * (1 - value) for value in tags) / images) / len(tags)
+    return math.sqrt(sum(value * (1 - value) for value in values) / images) / len(values)
 
 
 def summary(run: Reported) -> dict[str, str]:
@@ -254,6 +268,29 @@ def summary(run: Reported) -> dict[str, str]:
         "its standard error": "" if bound is None else f"≤ {bound:.3f}",
         "training time": f"{sum(map(step_seconds, run.metrics)):.0f} s",
     }
+
+
+def headline(run: Reported) -> dict[str, str]:
+    """What a person wants to know first: before and after, by how much, how long, of which code."""
+    scores = run.curve("heldout")
+    said = {"score": f"{run.curve('reward')[-1][1]:.3f}" if run.curve("reward") else "", "change": "", "under": ""}
+    if len(scores) > 1:
+        (first, before), (last, after) = scores[0], scores[-1]
+        bound = error_bound(run)
+        error = "" if bound is None else f" ± {bound * math.sqrt(2):.3f}"  # of a difference of two such scores
+        said = {
+            "score": f"{before:.3f} → {after:.3f}",
+            "change": f"{after - before:+.3f}{error}",
+            "under": f"held-out score, step {first} to {last}",
+        }
+    seconds = sum(map(step_seconds, run.metrics))
+    said["time"] = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+    return {"run": run.name, **said, "commit": run.commit}
+
+
+def silent(name: str, runs: Sequence[Reported]) -> bool:
+    """Whether a curve never moves in any run, so that its panel could say nothing."""
+    return all(len({value for _, value in run.curve(name)}) <= 1 for run in runs) and not name.startswith("heldout")
 
 
 def gains(runs: Sequence[Reported]) -> list[dict[str, str]]:
@@ -306,6 +343,8 @@ def report(runs: Sequence[Reported]) -> str:
         "report.html.j2",
         runs=runs,
         summary=[summary(run) for run in runs],
+        headlines=[headline(run) for run in runs],
+        silent=[name for name in dict.fromkeys(measured) if silent(name, runs)],
         doubts={run.name: doubted(run) for run in runs},
         gains=gains(runs),
         sections=sections(measured),

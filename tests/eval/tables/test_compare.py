@@ -130,7 +130,10 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     words = [*map(str, runs), "--published", "--draws", "20", "--out", *map(str, out)]
     assert main(["compare", *words]) == 0
     shown = capsys.readouterr().out
-    assert shown == out[0].read_text() and "29.61" in shown and "published" in shown
+    assert "29.61" in shown and "published" in shown and "29.61" in out[0].read_text()
+    head, *rows = shown.splitlines()
+    assert all(run.name in head for run in runs) and rows[0].split()[0] == "hpsv2"  # figures as rows
+    assert len({len(row) for row in rows if row[-1] == "]"}) <= 2
     assert all(path.read_text() for path in out)
 
 

@@ -49,6 +49,32 @@ def page(runs: list[Path]) -> Path:
     return path
 
 
+def test_what_a_person_wants_to_know_first(runs: list[Path], page: Path):
+    html = page.read_text()
+    first = report.headline(report.read(runs[0], "whole"))
+    assert re.fullmatch(r"0\.\d{3} → 0\.\d{3}", first["score"]) and "±" in first["change"]
+    assert f"<strong>{first['score']}</strong>" in html and first["time"] == "0 min"
+    assert "prefers-color-scheme: dark" in html
+    assert "never changed" in html  # such as the clipped tokens of single updates
+
+
+def test_a_panel_that_says_nothing():
+    dull = reported(reward=[0.5, 0.5], kl=[0.0, 0.1], heldout=[0.3, 0.3])
+    assert report.silent("reward", [dull]) and not report.silent("kl", [dull]) and not report.silent("heldout", [dull])
+    assert not report.silent("reward", [dull, reported(reward=[0.5, 0.6])])
+
+
+def test_errors_stand_beside_held_out_scores():
+    run = reported(reward=[0.1, 0.2], **{"heldout": [0.5, 0.25], "heldout/a": [0.5, 0.5], "heldout/b": [0.5, 0.0]})
+    images = TrainConfig().evaluation.images_per_tag
+    overall = [math.sqrt(0.5 / images) / 2, math.sqrt(0.25 / images) / 2]
+    assert report.panel("heldout", [run])["errors"] == [pytest.approx(overall)]
+    assert report.panel("heldout/b", [run])["errors"] == [pytest.approx([math.sqrt(0.25 / images), 0])]
+    assert report.panel("reward", [run])["errors"] == [[]]
+    assert report.error_at(run, {"heldout": 3.0, "heldout/a": 3.0}, "heldout") is None
+    assert report.headline(reported(reward=[0.1], heldout=[0.5]))["change"] == ""
+
+
 def data_of(html: str) -> dict:
     """What the page's own script reads; pages of token maps come before it, escaped."""
     return json.loads(re.findall(r"^const data = (.*);$", html, re.MULTILINE)[-1])
