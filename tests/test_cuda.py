@@ -173,3 +173,22 @@ def test_a_deterministic_run_goes_on_bit_for_bit(method: str, dtype: str, tmp_pa
     found, wanted = state(resumed), state(whole)
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("more", [[], ["--lora.rank", "4"], ["--parallel.shard", "1"], ["--parallel.offload"]])
+def test_two_gpus_do_what_one_does(more: list[str], tmp_path: Path):
+    """Over NCCL: the images of one process, and its weights but for the order of sums; then on again with one."""
+    words = ["--model", "tiny", "--method", "cfg", "--device", DEVICE, "--steps", "2", *more]
+    words += ["--rollout.prompts-per-step", "4", "--rollout.group-size", "4", "--evaluation.images-per-tag", "1"]
+    many = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for start, run in (([sys.executable], "one"), (many, "two")):
+        subprocess.run([*start, "-m", "t2i_rl", "train", *words, "--out", str(tmp_path / run)], check=True)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    )
+    for row, wanted in zip(two, one, strict=True):
+        for name in ("reward", "heldout", "kl", "grad_norm"):
+            assert row.get(name) == pytest.approx(wanted.get(name), rel=1e-2, abs=1e-4)
+    assert main(["train", "--resume", str(tmp_path / "two"), "--steps", "3"]) == 0

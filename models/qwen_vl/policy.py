@@ -252,8 +252,11 @@ class QwenVLPolicy:
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def reference(self) -> Self:
+        return self.over(frozen_copy(self.model))
+
+    def over(self, module: torch) -> Self:
         twin = copy.copy(self)
-        twin.model = frozen_copy(self.model)
+        twin.model = module
         twin.rollout_weights = twin._rollout_weights()
         return twin
 

@@ -10,7 +10,7 @@ instead, at addresses that never change, which is refreshed layer by layer after
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from types import MethodType
 from typing import Any
@@ -97,7 +97,7 @@ class Sharded:
                 offload_policy=self.offload,
                 ignored_params=whole,
             )
-            hook(unit)
+            hook(unit, names if trained and unit is shares.module else [])
         return shares
 
 
@@ -114,11 +114,34 @@ def units(policy: Policy, names: Iterable[str]) -> Iterator[tuple[nn.Module, lis
     yield policy.module, within.get("", [])
 
 
-def hook(unit: nn.Module) -> None:
-    """Let `models.parts.forward.as_forward` gather the unit's shares, and gradients be sums."""
+class Touched(torch.autograd.Function):
+    """A value as it is, with a gradient of 0 for weights besides.
+
+    The processes add up one gradient for each weight that has one, so all need one of the same weights: also of a
+    vision tower that saw no picture in one of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *weights: Tensor) -> Tensor:
+        ctx.weights = weights
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, pulled: Tensor) -> tuple[Tensor, ...]:
+        return pulled, *map(torch.zeros_like, ctx.weights)
+
+
+def hook(unit: nn.Module, names: Sequence[str]) -> None:
+    """Let `models.parts.forward.as_forward` gather the unit's shares, and gradients be sums.
+
+    names: of its weights that might have no gradient. Where there are some, the value is one tensor.
+    """
 
     def run(self: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-        return function(self, *inputs)
+        value = function(self, *inputs)
+        if not (names and torch.is_grad_enabled()):
+            return value
+        return Touched.apply(value, *map(self.get_parameter, names))
 
     setattr(unit, HOOKED, MethodType(run, unit))
     register_fsdp_forward_method(unit, HOOKED)

@@ -38,6 +38,7 @@ from tests.conftest import random_janus
 from tests.models.small_star import random_star
 from tests.models.tiny_llamagen import save_release
 from tests.t2i_rl.small_runs import Brightness, OfTokens, TokenPictures, die, train_words
+from tests.t2i_rl.training import test_answers as answers
 
 WORLDS = (1, 2, 4)
 PROMPTS = [
@@ -127,7 +128,7 @@ CASES = {
         update=dataclasses.replace(RATE, micro_batch=6),
         steps=2,
     ),
-    "llamagen": Case("cfg", policy=llamagen),
+    "llamagen": Case("grpo[filter_zero_std=drop]", reward=Half, policy=llamagen),
     "star": Case("cfg", policy=lambda folder: random_star()),
 }
 
@@ -155,6 +156,18 @@ def step(case: Case, ranks: Ranks, folder: Path) -> tuple[dict[str, Tensor], lis
     if not case.descent:
         found |= whole_state(trainer, folder / f"optimizer-{ranks.world}")
     return found, [{name: value for name, value in row.items() if "second" not in name} for row in metrics]
+
+
+def answered(ranks: Ranks, folder: Path) -> dict[str, Tensor]:
+    """A step of a model that answers, of which one process sees no picture in some of its micro-batches."""
+    policy = answers.policy(answers.KINDS[0], folder / f"qwen-{ranks.world}-{ranks.rank}")
+    config = answers.settings(update_micro=4, learning_rate=0.1)
+    method, reward = find_method("cfg-text"), answers.ShareOfWord()
+    trainer = answers.Kept(config, policy, method, reward, answers.PROMPTS, None, ranks)
+    trainer.optimizer = torch.optim.SGD(trainer.weights.trained.trainable_parameters())
+    trainer.step(1)
+    weights = trainer.policy.module.named_parameters()
+    return {"rewards": trainer.updated.rewards, **{name: weight.detach().clone() for name, weight in weights}}
 
 
 def whole_state(trainer: Trainer, folder: Path) -> dict[str, Tensor]:
@@ -191,6 +204,11 @@ def steps(folder: Path, world: int, rank: int) -> None:
             if rank == 0:
                 save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{name}-{world}")
                 (folder / f"{name}-{world}.json").write_text(json.dumps(metrics))
+
+    if world < 4:
+        found = answered(ranks, folder)
+        if rank == 0:
+            save_file(found, folder / f"answers-{world}")
 
 
 def forked(world: int, work: Callable[[int], object]) -> list[int]:

@@ -70,6 +70,14 @@ def test_bfloat16_is_equal_to_the_bit(steps: Path):
     )
 
 
+def test_answers_of_a_process_that_saw_no_picture(steps: Path):
+    """The vision tower is trained too, and would have a gradient in some processes only."""
+    one, two = (load_file(steps / f"answers-{world}") for world in (1, 2))
+    assert torch.equal(one["rewards"], two["rewards"])
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=GRADIENT)
+
+
 @pytest.mark.parametrize("name", ["adapters", "adam", "offload"])
 def test_every_weight_has_a_gradient(steps: Path, name: str):
     """In every layer, on two processes: shares whose gradients never arrive would train the first layer alone."""
