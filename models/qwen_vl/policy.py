@@ -254,7 +254,7 @@ class QwenVLPolicy:
     def reference(self) -> Self:
         return self.over(frozen_copy(self.model))
 
-    def over(self, module: torch) -> Self:
+    def over(self, module: Any) -> Self:
         twin = copy.copy(self)
         twin.model = module
         twin.rollout_weights = twin._rollout_weights()
