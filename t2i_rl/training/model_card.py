@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from models.janus.policy import ROLES, JanusPolicy
 from models.lora import LoraPolicy
 from models.policy import Policy
-from models.registry import MODELS
+from models.registry import find
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.training.doubts import history
@@ -41,13 +42,13 @@ def card(
 
     rows: what the run has measured so far. started: `t2i_rl.training.run_record.surroundings`.
     """
-    method, known = run_method(config), MODELS.get(config.model)
+    method, plain = run_method(config), _plain(policy)
     judged = [row for row in rows if "heldout" in row and row["step"] <= step]
     lines = [
-        *("---", f"base_model: {json.dumps(known.source if known else config.model)}", "library_name: transformers"),
+        *("---", f"base_model: {json.dumps(_base(config.model))}", *(["library_name: transformers"] if plain else [])),
         *(
-            "pipeline_tag: text-to-image",
-            "tags: [t2i-rl, reinforcement-learning, autoregressive, text-to-image]",
+            f"pipeline_tag: {'image-text-to-text' if policy.stop_tokens else 'text-to-image'}",
+            "tags: [t2i-rl, reinforcement-learning, autoregressive]",
             "---",
         ),
         *("", f"# {config.out.name}, step {step} of {config.steps}", ""),
@@ -66,7 +67,13 @@ def card(
         *_doubts(config, [row for row in rows if row["step"] <= step]),
         *("", "## To load it", "", "```bash", 't2i-rl generate "a photo of a red circle" --model .', "```"),
     ]
-    return "\n".join(lines) + "\n" + _plain(policy)
+    return "\n".join(lines) + "\n" + plain
+
+
+def _base(model: str) -> str:
+    """The model as others can find it: on the hub, or by the name of its folder alone."""
+    source = find(model).source
+    return Path(source).name if Path(source).exists() else source
 
 
 def _curve(judged: Sequence[Mapping[str, float]]) -> list[str]:

@@ -53,6 +53,7 @@ def test_it_learns(run: Path):
 def test_a_checkpoint_is_the_adapters_and_the_name_of_their_base(run: Path, model: Path):
     folder = run / "checkpoints" / "step-000012"
     names = {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "base.json",
