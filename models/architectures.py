@@ -28,7 +28,7 @@ from models.errors import ModelError
 from models.janus.checkpoint import on_meta
 from models.llamagen.transformer import LlamaGenTransformer
 from models.qwen_vl.checkpoint import KINDS
-from models.registry import MODELS, TINY, ModelEntry, find
+from models.registry import MODELS, TINY, TINY_VLM, ModelEntry, find
 from models.star.transformer import StarSizes, StarTransformer
 from models.star.vae import StarVae
 
@@ -82,6 +82,7 @@ QWEN3_8B: Sizes = {
         "out_hidden_size": 4096,
     },
 }
+TINY_ANSWER = 40  # tokens of an answer at most, as its presets have it
 QWEN: dict[str, tuple[PreTrainedConfig, int]] = {  # and the longest answer that the papers allow
     "qwen2.5-vl-7b": (Qwen2_5_VLConfig(tie_word_embeddings=False, **QWEN2_5_7B), 2048),
     "qwen3-vl-8b": (Qwen3VLConfig(tie_word_embeddings=False, **QWEN3_8B), 8192),
@@ -278,7 +279,8 @@ def _star(entry: ModelEntry) -> Architecture:
 
 
 def _qwen_vl(entry: ModelEntry) -> Architecture:
-    config, answer = QWEN[entry.name]
+    tiny = entry.source == str(TINY_VLM)
+    config, answer = (Qwen2_5_VLConfig.from_pretrained(TINY_VLM), TINY_ANSWER) if tiny else QWEN[entry.name]
     model: Any = KINDS[config.model_type](config)
     text: Any = config.text_config
     head_size = text.hidden_size // text.num_attention_heads

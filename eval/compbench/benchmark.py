@@ -114,7 +114,8 @@ def notes_of(models: Models, categories: Sequence[str]) -> tuple[str, ...]:
 
 def scorer(models: Models, categories: Sequence[str], folder: Path | None, fixed: bool) -> Scorer:
     """What judges these categories; only the models that they need are loaded. Raises UserError or RewardError."""
-    language = cache(load_language)
+    language, detector = cache(load_language), cache(lambda source: _detector(source, models.device))
+    clip = cache(lambda: _clip(models))
     attribute = cache(lambda: AttributeScorer(_blip(models), language()))
 
     def file(name: str) -> Path:
@@ -122,20 +123,18 @@ def scorer(models: Models, categories: Sequence[str], folder: Path | None, fixed
 
     def complex_scorer() -> Scorer:
         parts = {name: _keys(file(part)) for name, part in PARTS.items()}
-        place = ComplexPlaneScorer(_detector(models.detector, models.device), language(), fixed)
-        action = ActionScorer(_clip(models), language())
+        place = ComplexPlaneScorer(detector(models.detector), language(), fixed)
+        action = ActionScorer(clip(), language())
         return ComplexScorer(attribute(), place, action, parts["spatial"], parts["action"])
 
     builders: dict[str, Callable[[], Scorer]] = {
         **dict.fromkeys(ATTRIBUTES, attribute),
-        "spatial": lambda: PlaneScorer(_detector(models.detector, models.device), language(), fixed),
-        "non_spatial": lambda: ActionScorer(_clip(models)),
+        "spatial": lambda: PlaneScorer(detector(models.detector), language(), fixed),
+        "non_spatial": lambda: ActionScorer(clip()),
         "complex": complex_scorer,
-        "3d_spatial": lambda: DepthScorer(
-            _detector(models.detector_r50, models.device), _depth(models), language(), fixed
-        ),
+        "3d_spatial": lambda: DepthScorer(detector(models.detector_r50), _depth(models), language(), fixed),
         "numeracy": lambda: NumeracyScorer(
-            _detector(models.detector_r50, models.device), language(), read_nouns(file("new_objects.txt"))
+            detector(models.detector_r50), language(), read_nouns(file("new_objects.txt"))
         ),
     }
     return ByCategory({category: builders[category]() for category in categories})
@@ -145,7 +144,6 @@ def _keys(path: Path) -> list[str]:
     return [as_key(prompt.text) for prompt in load_prompts(str(path))]
 
 
-@cache
 def _detector(source: str, device: str) -> LabelDetector:
     name, _, place = source.partition(":")
     if name in ("http", "https"):
@@ -159,14 +157,12 @@ def _detector(source: str, device: str) -> LabelDetector:
     return Owlv2.load(place or SOURCE, device)
 
 
-@cache
 def _blip(models: Models) -> "Blip":
     from eval.compbench.blip import Blip
 
     return Blip.load(models.blip, models.device)
 
 
-@cache
 def _clip(models: Models) -> "ClipScore":
     from eval.records.provenance import labelled
     from rewards.scorers.clipscore import OPENAI, ClipScore

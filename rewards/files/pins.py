@@ -84,7 +84,7 @@ def pin(key: str, path: Path, **seen: str) -> str:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time records: each writes what it has read, and one more. Not on a file system without locks."""
-    with (folder / f"{PINS}.lock").open("a") as lock:
+    with (folder / f"{PINS}.lock").open("a", encoding="utf-8") as lock:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

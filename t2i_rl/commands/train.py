@@ -25,7 +25,7 @@ from t2i_rl.planning.dry_run import report
 from t2i_rl.planning.readiness import memory, obstacles
 from t2i_rl.planning.rollout_batch import with_rollout_batch
 from t2i_rl.settings import override, read_settings
-from t2i_rl.training.run_folder import ModelName, checkpoint_of
+from t2i_rl.training.run_folder import ModelName, checkpoint_of, is_run
 
 if TYPE_CHECKING:
     from t2i_rl.parallel.ranks import Ranks
@@ -131,8 +131,8 @@ def train(arguments: Sequence[str]) -> None:
     """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
         again = parse(Resume, arguments, "train --resume RUN")
-        known = again.resume / CONFIG
-        begin, parallel = partial(_resume, again), (read_config(known) if known.is_file() else TrainConfig()).parallel
+        begin = partial(_resume, again)
+        parallel = (read_config(again.resume / CONFIG) if is_run(again.resume) else TrainConfig()).parallel
     else:
         resolved = resolution(arguments)
         if resolved.dry_run:

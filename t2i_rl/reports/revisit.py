@@ -73,7 +73,7 @@ def trainer_before(run: Path, step: int, device: str) -> tuple[Trainer, Path | N
     history = checkpoints.read(checkpoint, resuming=False).history
     # A policy with adapters is its own reference, for it has them still to switch off.
     apart = method.needs_reference and not config.lora.rank
-    reference = origin_of(run, config, device).reference() if apart else None
+    reference = origin_of(run, config, device) if apart else None
     trainer = Trainer(config, load(str(checkpoint), dtype, device), method, reward, prompts, reference)
     trainer.history = {prompt: Running(**seen) for prompt, seen in history.items()}
     return trainer, checkpoint

@@ -44,12 +44,12 @@ def with_peak(work: Callable[[], object], device: torch.device) -> float | None:
         work()
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:
-        CLEAR.write_text("5")  # Linux forgets the peak so far
+        CLEAR.write_text("5", encoding="ascii")  # Linux forgets the peak so far
     except OSError:
         work()
         return None
     work()
-    peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) * 1024 / 1e9
 
 

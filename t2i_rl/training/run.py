@@ -237,7 +237,7 @@ def _prepare(
             print(sentence(cut, len(asked), which), flush=True)
     # A policy with adapters is its own reference, for it has them still to switch off.
     if method.needs_reference and source != config.model and not config.lora.rank:
-        reference = origin_of(config.out, config, device).reference()
+        reference = origin_of(config.out, config, device)
     origins = Origins(model, made_of)
     origins.check(config.out, config.model)
     config = resolved(config, policy.default_guidance)

@@ -49,7 +49,7 @@ class Trainer:
     policy: what samples and measures.
     weights: of the policy and, where that is split among processes, of what the optimizer changes.
 
-    reference: the frozen policy that the run began with, if a method needs it; a copy of the policy if not given.
+    reference: what the run began with, kept as a frozen copy if a method needs it; the policy itself if not given.
     ranks: the processes that share the run.
     Raises UserError for a method that does not go with the settings or with the model.
     """

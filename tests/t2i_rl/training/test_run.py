@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.janus.policy import JanusPolicy
@@ -21,7 +22,7 @@ from rewards.cut import Cut
 from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.pictures.strips import draw_progress
-from t2i_rl.training import checkpoints
+from t2i_rl.training import checkpoints, optimizer_files
 from t2i_rl.training.announcements import LOADING
 from t2i_rl.training.lock import owned
 from t2i_rl.training.run import best_step
@@ -454,14 +455,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     run = copied(finished, tmp_path)
 
     def full(*_: object) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file\nframe #0: ...")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     words = ["train", "--resume", str(run), "--steps", str(STEPS + 1)]
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
+        patch.setattr(optimizer_files, "save_file", full)
         assert main(words) == 2
     error = capsys.readouterr().err
-    assert f"--resume goes on from {checkpoints.at_step(run / 'checkpoints', STEPS)}" in error and "frame" not in error
+    assert (
+        f"--resume goes on from {checkpoints.at_step(run / 'checkpoints', STEPS)}" in error and "No space left" in error
+    )
     assert listing(run / "checkpoints") == listing(finished / "checkpoints")
     assert main(words) == 0
 
