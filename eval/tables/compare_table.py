@@ -1,4 +1,4 @@
-"""A comparison as a table: Markdown, LaTeX, or CSV with one line per figure."""
+"""A comparison as a table: for a terminal, Markdown, LaTeX, or CSV with one line per figure."""
 
 import csv
 import io
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from eval.benchmark import OVERALL
 from eval.tables.compare import Comparison, Interval
 from eval.tables.published import Published
+from rewards.errors import printable
 
+BOLD, PLAIN = "\033[1m", "\033[0m"  # to a terminal
 Key = tuple[str, str]
 Cells = list[list[str]]
 INTERVAL = re.compile(r" \[([-+\d.]+), ([-+\d.]+)\]$")
@@ -51,11 +53,18 @@ def markdown(comparison: Comparison, published: Sequence[Published] = ()) -> str
 
 
 def terminal(comparison: Comparison, published: Sequence[Published] = ()) -> str:
-    """Figures as rows and runs as columns: a terminal is rarely as wide as a benchmark has categories."""
-    turned = [list(column) for column in zip(*body(comparison, published), strict=True)]
+    """Figures as rows and runs as columns: a terminal is rarely as wide as a benchmark has categories.
+
+    Differences whose interval holds no 0 are bold. What names hold that would steer the terminal is spelled out.
+    """
+    turned = [[printable(one) for one in column] for column in zip(*body(comparison, published), strict=True)]
     turned[0][0] = ""
     widths = [max(map(len, column)) for column in zip(*turned, strict=True)]
     lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in turned]
+    for place, held in enumerate(comparison.differences.values(), 1 + len(comparison.runs)):
+        for line, key in zip(lines[1:], columns(comparison), strict=True):
+            if held[key].low > 0 or held[key].high < 0:
+                line[place] = f"{BOLD}{line[place]}{PLAIN}"
     return "".join("  ".join(line).rstrip() + "\n" for line in lines)
 
 

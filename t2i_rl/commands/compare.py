@@ -1,5 +1,6 @@
 """`t2i-rl compare`: evaluations side by side."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def compare(arguments: Sequence[str]) -> None:
         raise UserError(f"draws is {wanted.draws}: it has to be at least 1")
     from eval.tables.compare import compare as compare_runs
     from eval.tables.compare import read_run, shared_metrics
-    from eval.tables.compare_table import WRITERS, terminal
+    from eval.tables.compare_table import WRITERS, markdown, terminal
     from eval.tables.published import rows_of
     from rewards.errors import printable
     from t2i_rl.outputs import write_atomically
@@ -55,4 +56,5 @@ def compare(arguments: Sequence[str]) -> None:
     stated = rows_of(runs, shared_metrics(runs)) if wanted.published else []
     for path in wanted.out:
         write_atomically(path, WRITERS[path.suffix](comparison, stated))
-    print(printable(terminal(comparison, stated)), end="")
+    text = terminal(comparison, stated) if sys.stdout.isatty() else printable(markdown(comparison, stated))
+    print(text, end="")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from eval.benchmark import OVERALL, Benchmark, Metric, RewardScorer
 from eval.images import Generation
 from eval.runner import run
-from eval.tables.compare import Finished, compare, drawn, interval, read_run
-from eval.tables.compare_table import as_csv, columns, latex, markdown
+from eval.tables.compare import Finished, Interval, compare, drawn, interval, read_run
+from eval.tables.compare_table import as_csv, columns, latex, markdown, terminal
 from eval.tables.published import ROWS
 from eval.tables.terms import TERMS, Terms
 from models.janus.policy import JanusPolicy
@@ -131,10 +132,18 @@ def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["compare", *words]) == 0
     shown = capsys.readouterr().out
     assert "29.61" in shown and "published" in shown and "29.61" in out[0].read_text()
-    head, *rows = shown.splitlines()
-    assert all(run.name in head for run in runs) and rows[0].split()[0] == "hpsv2"  # figures as rows
-    assert len({len(row) for row in rows if row[-1] == "]"}) <= 2
+    assert shown == out[0].read_text()  # a pipe gets Markdown
     assert all(path.read_text() for path in out)
+
+
+def test_figures_are_rows_on_a_terminal_and_what_is_settled_is_bold(runs: list[Path]):
+    comparison = compare([read_run(path) for path in runs], 50)
+    (name, found), *_ = comparison.differences.items()
+    settled = {key: Interval(0.2, 0.1, 0.3) for key in found} | {("hpsv2", OVERALL): Interval(0.2, -0.1, 0.3)}
+    head, first, *rows = terminal(replace(comparison, differences={name: settled})).splitlines()
+    assert all(run.name in head for run in runs)
+    assert first.split()[0] == "hpsv2" and "\033" not in first
+    assert rows and all("\033[1m" in row and row.endswith("+0.200 [+0.100, +0.300]\033[0m") for row in rows)
 
 
 @pytest.mark.parametrize(
