@@ -152,6 +152,11 @@ class UpdateConfig:
         check("update.dynamic-clip", clip, clip is None or 0 < clip < math.inf, "above 0")
         check("update.micro-batch", self.micro_batch, self.micro_batch >= 1, "at least 1")
 
+    @property
+    def optimizer_steps(self) -> int:
+        """On one rollout."""
+        return self.updates_per_rollout * self.mini_batches
+
 
 @dataclass(frozen=True)
 class QuestionConfig:

@@ -14,6 +14,7 @@ from t2i_rl.methods.credit.critical import CriticalTokens, set_sizes
 from t2i_rl.methods.credit.position import SlidingWindow
 from t2i_rl.methods.credit.product import Product
 from t2i_rl.methods.variants import settings_of
+from t2i_rl.rollout.names import PLACE_BY_PLACE
 
 if TYPE_CHECKING:
     from models.policy import TokenLayout
@@ -24,14 +25,24 @@ if TYPE_CHECKING:
 def check_method(config: TrainConfig, method: Method) -> None:
     """Raise UserError for what the method needs and the run has not, or for what it has in vain."""
     _check_group(config, method)
+    _check_parts(config, method)
     _check_level(config, method)
-    if config.update.updates_per_rollout * config.update.mini_batches == 1:
+    if config.update.optimizer_steps == 1:
         _check_one_update(method)
     rounds = config.rollout.resample_rounds
     if rounds != RolloutConfig.resample_rounds and method.filter_zero_std != "resample":
         raise UserError(
             f"rollout.resample-rounds has no effect: method {method.name} samples no further prompts; "
             "set filter_zero_std=resample in the method"
+        )
+
+
+def _check_parts(config: TrainConfig, method: Method) -> None:
+    cut = 0 < config.rollout.group_batch < config.rollout.group_size
+    if cut and (whole := PLACE_BY_PLACE & {*method.credit.statistics}):
+        raise UserError(
+            f"rollout.group-batch {config.rollout.group_batch} cuts groups, and method {method.name} measures "
+            f"{min(whole)} over whole ones: set it to 0"
         )
 
 

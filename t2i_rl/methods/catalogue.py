@@ -335,7 +335,7 @@ def own_method(name: str) -> Method | None:
     if isinstance(found, Method):
         return replace(found, name=name)
     rule = found() if isinstance(found, type) else found
-    if missing := [part for part in ("statistics", "embeddings", "compares") if not hasattr(rule, part)]:
+    if missing := [part for part in ("statistics", "embeddings", "compares", "places") if not hasattr(rule, part)]:
         raise UserError(f"{name} is no method and no rule of token credit, for it has no {missing[0]}: give it one")
     summary = (inspect.getdoc(type(rule)) or "a rule of token credit").partition("\n")[0]
     return replace(METHODS["grpo"], name=name, summary=summary, credit=rule)

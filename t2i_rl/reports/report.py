@@ -310,7 +310,7 @@ def gains(runs: Sequence[Reported]) -> list[dict[str, str]]:
 
 def doubted(run: Reported) -> list[str]:
     """What the run's numbers say against it (`t2i_rl.training.doubts`), a line each."""
-    updates = run.config.update.updates_per_rollout
+    updates = run.config.update.optimizer_steps
     return [
         f"{name}, in {len(steps)} of {run.done} steps, at last in step {steps[-1]}: {said}"
         for name, (steps, said) in history(run.metrics, run.config.dtype, updates).items()

@@ -33,16 +33,16 @@ class Ends:
     """Which rows have ended so far, while they are drawn."""
 
     def __init__(self, stop_tokens: Sequence[int], rows: int, device: torch.device) -> None:
-        self.stop_tokens = stop_tokens
+        self.stop_tokens = torch.tensor(list(stop_tokens), dtype=torch.long, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.apart = 1 if device.type == "cpu" else STEPS_APART
         self.steps = 0
 
     def all_with(self, drawn: Int[Tensor, "R block"]) -> bool:
         """Whether none goes on behind these tokens, as far as has been asked."""
-        if not self.stop_tokens:
+        if not len(self.stop_tokens):
             return False
-        self.ended |= _is_stop(drawn, self.stop_tokens).any(-1)
+        self.ended |= torch.isin(drawn, self.stop_tokens).any(-1)
         self.steps += 1
         return self.steps % self.apart == 0 and bool(self.ended.all())
 

@@ -139,7 +139,7 @@ class _Recomputed(torch.autograd.Function):
     """A piece's values at all tokens, a chunk at a time, of which only what it is computed from is kept for backward.
 
     Backward computes the piece again, only at the tokens that have a gradient: those without credit cost none. To find
-    them is the one look of a micro-batch for which the host waits.
+    them is a look for which the host waits: the one of a micro-batch, where no row ends early.
     The weights that the piece may read are handed over once more for their gradients' sake.
     """
 

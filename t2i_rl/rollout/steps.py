@@ -73,10 +73,11 @@ class Steps:
                     self.step(policy, last, visible)
             torch.cuda.current_stream().wait_stream(side)
             self.graphs[visible] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graphs[visible], pool=pool):
+            # Only this thread's calls have to be fit for it: a reward may score on the same GPU meanwhile.
+            with torch.cuda.graph(self.graphs[visible], pool=pool, capture_error_mode="thread_local"):
                 self.step(policy, last, visible)
         spent = time.perf_counter() - began
-        print(f"captured the decoding step of {rows} rows in {spent:.0f} s, once for this shape", flush=True)
+        print(f"captured the decoding step of {rows} rows in {spent:.0f} s, for as long as the shape stays", flush=True)
 
 
 @dataclass

@@ -144,7 +144,7 @@ class Collector:
         """Of answers with a further part, `overlong`, which counts where `reward_weights` names it."""
         if not rollout.stop_tokens:
             return scores
-        limit = self.config.question.max_tokens
+        limit = min(self.policy.layout.tokens, self.config.question.max_tokens)
         punished = overlong(rollout.lengths.flatten().cpu(), limit, max(1, limit // LAST))
         return replace(scores, parts={**scores.parts, OVERLONG: punished})
 

@@ -19,7 +19,7 @@ FALL = 0.02  # below the best held-out score, in two evaluations running
 def doubts(rows: Sequence[Row], dtype: str, updates: int) -> dict[str, str]:
     """What speaks against the last of the steps that there are, by name.
 
-    dtype: of the weights. updates: of a rollout; the ratio of a single one is 1 whatever it does.
+    dtype: of the weights. updates: optimizer steps on a rollout; the ratio of a single one is 1 whatever it does.
     """
     *before, row = rows
     if "reward" not in row:  # the evaluation before the first step
@@ -41,7 +41,8 @@ def doubts(rows: Sequence[Row], dtype: str, updates: int) -> dict[str, str]:
             f"sampler and trainer are {gap:.2g} nats apart on a token, where {dtype} leaves at most {GAPS[dtype]:g}"
         )
     if kl := row.get("kl", 0.0):
-        usual = median(one["kl"] for one in recent[:-1] if "kl" in one) if len(recent) > WINDOW // 2 else kl
+        earlier = [one["kl"] for one in recent[:-1] if "kl" in one]  # steps without an update have none
+        usual = median(earlier) if len(earlier) >= WINDOW // 2 else kl
         if kl > EXPLODED or kl > max(LEAP * usual, EXPLODED / 10):
             found["kl"] = (
                 f"the policy is {kl:.2g} nats a token from its reference: a smaller learning rate or a larger beta"

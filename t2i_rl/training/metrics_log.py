@@ -24,7 +24,7 @@ Names in `metrics.jsonl`:
 | seconds/PHASE | wall time of sample, decode, reference (if there is one), score_wait (for the last scores), update |
 | seconds/score | how long the scorer worked, most of it while the step went on sampling: no phase of its own |
 | seconds/step | wall time of the step |
-| images_per_second | sampled images over the wall time of the step |
+| images_per_second, answers_per_second | sampled images or answers over the wall time of the step |
 | heldout, heldout/TAG | score on the held-out prompts, where the step was evaluated |
 | also/NAME | what a further reward gives the same images (evaluation.also) |
 """

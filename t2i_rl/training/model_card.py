@@ -89,7 +89,7 @@ def _curve(judged: Sequence[Mapping[str, float]]) -> list[str]:
 
 def _doubts(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -> list[str]:
     """What the run's own numbers say against it."""
-    found = history(rows, config.dtype, config.update.updates_per_rollout)
+    found = history(rows, config.dtype, config.update.optimizer_steps)
     said = [f"- {name}, in {len(steps)} step(s), last {steps[-1]}: {last}" for name, (steps, last) in found.items()]
     return ["", "## Doubts", "", *said] if said else []
 

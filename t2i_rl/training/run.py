@@ -129,12 +129,15 @@ def resume(
     steps: int | None = None,
     device: str | None = None,
     ranks: Ranks = ALONE,
-    reward: str | None = None,
+    reward: str | Callable[..., Any] | Reward | None = None,
+    method: Method | None = None,
 ) -> Path:
     """Continue from the newest checkpoint; a run that was stopped before its first one begins anew.
 
     Of the settings only those of `config.FREE` may differ from the run's own, and where its reward is served. Raises
     UserError while another process trains in the folder.
+
+    reward: by its name, or what `start` was given; method: likewise.
     """
     if not is_run(run):
         raise UserError(f"{run} is not a run folder: give the one that was the --out of the run")
@@ -142,8 +145,10 @@ def resume(
         ranks.meet()
         config = read_config(run / CONFIG)
         steps = config.steps if steps is None else steps
-        config = replace(config, out=run, steps=steps, device=device or config.device, reward=reward or config.reward)
-        return _go_on(config, ranks)
+        config = replace(config, out=run, steps=steps, device=device or config.device)
+        if isinstance(reward, str):
+            config, reward = replace(config, reward=reward), None
+        return _go_on(taught(config, reward, method), ranks)
 
 
 def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
@@ -318,7 +323,7 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Rew
             if every and (last or step % every == 0):
                 metrics |= measured(step)
             tracker.log(metrics)
-            before, doubted = doubted, doubts(tracker.kept, config.dtype, config.update.updates_per_rollout)
+            before, doubted = doubted, doubts(tracker.kept, config.dtype, config.update.optimizer_steps)
             for said in (said for name, said in doubted.items() if name not in before):
                 tracker.say(f"warning: step {step}: {said}")
             if doubted and config.strict:

@@ -6,6 +6,7 @@ know what every group earned, and denominators and gradients are sums over all.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -135,11 +136,7 @@ class Trainer:
                     f"method {self.method.name} has an entropy reward, for images that are right, and "
                     f"{self.collector.reward.name} gives no strict verdict: set entropy_reward=none in the method"
                 )
-            valid = groups.rollout.valid
-            entropies = (groups.rollout.statistics[name] for name in ("entropy_cond", ENTROPY))
-            rewards = bonus(
-                rewards, *(self.ranks.gather(row_mean(values, valid)[..., 0]).cpu() for values in entropies)
-            )
+            rewards = bonus(rewards, *(self.entropies(groups, name) for name in ("entropy_cond", ENTROPY)))
         if isinstance(scale, PromptBaseline):
             compared, self.history = scale(rewards, [record.key for record in groups.records], self.history)
             return compared
@@ -152,6 +149,12 @@ class Trainer:
         """The values of all processes' busy groups; of answers as wide as the widest, with NaN behind the others."""
         widest = max(self.ranks.each(values.shape[-1]))
         return self.ranks.gather(F.pad(values[:busy], (0, widest - values.shape[-1]), value=torch.nan))
+
+    def entropies(self, groups: Groups, name: str) -> Float[Tensor, "P G"]:
+        """The mean over each sample's tokens, of the groups of all processes."""
+        found = self.ranks.gather(row_mean(groups.rollout.statistics[name], groups.rollout.valid)[..., 0]).cpu()
+        places = torch.tensor([*chain.from_iterable(self.ranks.each([*groups.mine]))], dtype=torch.long)
+        return torch.empty_like(found).index_copy_(0, places, found)  # what is gathered is in the processes' order
 
     def credit(self, rollout: Rollout, context: Context) -> TokenCredit:
         """Which tokens the method updates, and how much."""
@@ -199,7 +202,7 @@ class Trainer:
                 old[place] = was
                 off = (was - sampled) * here.valid.flatten(0, 1)
                 gap = max(gap, *self.ranks.each(off.abs().max().item()))
-            self.weights.add_up(gradients(self.optimizer))
+            self.weights.add_up(gradients(self.optimizer, self.ranks))
             norm = apply_gradient(self.optimizer, rate, settings.max_grad_norm, sums["value"], number, self.ranks)
             self.weights.refresh()
         weights = self.ranks.totals({"weight": (credit.weight * credit.mask).sum().item()})["weight"]

@@ -72,9 +72,15 @@ def even_parts(prompts: int, number: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(cuts) if start < stop]
 
 
-def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What the optimizer's next step would take."""
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+def gradients(optimizer: torch.optim.Optimizer, ranks: Ranks) -> list[Tensor]:
+    """What the optimizer's next step would take.
+
+    Several processes have one of every parameter: without a picture in its share, one has none of the vision tower.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters if ranks.world > 1 else ():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 

@@ -19,7 +19,8 @@ from t2i_rl.configuration.config import EvaluationConfig, RolloutConfig, TrainCo
 from t2i_rl.configuration.presets import preset
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import find_method
-from t2i_rl.training.run import taught
+from t2i_rl.training.handed_over import taught
+from t2i_rl.training.run import resume
 from tests.t2i_rl.small_runs import train_words
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -72,7 +73,7 @@ def test_a_benchmark_of_ones_own(model: Path, here: Path, capsys: pytest.Capture
     assert json.loads((here / "runs/reds/summary.json").read_text())["counts"]["images"] == 1
 
 
-def test_from_python(here: Path):
+def test_from_python(here: Path, monkeypatch: pytest.MonkeyPatch):
     """The page's lines, in a smaller step."""
     text = (DOCS / "make-it-yours.md").read_text(encoding="utf-8").split("## From Python", 1)[1]
     snippet = text.split("```python\n", 1)[1].split("```", 1)[0]
@@ -83,6 +84,11 @@ def test_from_python(here: Path):
     assert settings_of(found["run"])["reward"] == "redness"
     assert settings_of(found["run"])["method"] == "grpo[objective.beta=0]"
     assert len((found["run"] / "metrics.jsonl").read_text().splitlines()) == 1
+    monkeypatch.delitem(REWARDS, "redness")  # as in a new process
+    with pytest.raises((RewardError, UserError), match="redness"):
+        resume(found["run"], steps=2)
+    resume(found["run"], steps=2, reward=found["redness"], method=find_method("grpo[objective.beta=0]"))
+    assert len((found["run"] / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_name_of_what_is_here_already():

@@ -235,6 +235,13 @@ def test_a_single_image_cannot_be_compared(method: str, rollout: RolloutConfig, 
         check_settings(TrainConfig(rollout=rollout), find_method(method))
 
 
+def test_a_group_in_parts_cannot_be_compared_place_by_place():
+    config = TrainConfig(rollout=RolloutConfig(group_size=8, group_batch=4))
+    check_settings(config, find_method("cfg"))
+    with pytest.raises(UserError, match="cuts groups, and method tw measures group_divergence over whole ones"):
+        check_settings(config, find_method("tw"))
+
+
 @pytest.mark.parametrize(
     "method", ["spo", "tracker", "spo[credit=cfg]", "spo[credit=critical,credit.parts=initial+structure]"]
 )

@@ -49,6 +49,13 @@ def test_what_is_no_doubt():
     assert not doubts(run_of({"kl": 0.05}), "float32", 1)
 
 
+def test_a_step_that_teaches_behind_many_that_do_not():
+    rows = run_of({"kl": 0.01})
+    for row in rows[1:-1]:
+        del row["kl"]
+    assert not doubts(rows, "float32", 1)
+
+
 def test_groups_that_teach_nothing_are_looked_at_over_a_window():
     dead = {"zero_variance": 0.9}
     assert not doubts(run_of(*[dead] * 5), "float32", 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +22,12 @@ from t2i_rl.methods.entropy_reward import EntropyReward
 from t2i_rl.methods.method import Method
 from t2i_rl.methods.objectives import Objective
 from t2i_rl.methods.reward_mixing import normalize_then_sum
+from t2i_rl.parallel.ranks import Ranks
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.rollout.statistics import entropy, kl_divergence
+from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
 from tests.models.small_star import random_star
 from tests.t2i_rl.small_runs import OfTokens, TokenPictures
@@ -358,3 +361,17 @@ def test_guidance_and_contrast_together_and_apart(statistic: str):
         sampled = other.gather(-1, found.tokens[..., None])[..., 0]
         wanted = kl_divergence(conditional, other) if statistic == "kl_exact" else sampled
         torch.testing.assert_close(found.statistics[name], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_entropies_of_several_processes_stand_beside_their_groups():
+    class OfTwo(Ranks):
+        def each(self, value: list[int]) -> list[list[int]]:
+            return [value, [0]]
+
+        def gather(self, rows: Tensor) -> Tensor:
+            return torch.cat([rows, torch.full((1, 2), 9.0)])
+
+    entropy = torch.tensor([[[1.0, 3.0], [2.0, 4.0]], [[5.0, 5.0], [6.0, 8.0]]])
+    rollout = SimpleNamespace(statistics={"entropy": entropy}, valid=torch.ones(2, 2, 2, dtype=torch.bool))
+    found = Trainer.entropies(SimpleNamespace(ranks=OfTwo()), SimpleNamespace(mine=(1, 2), rollout=rollout), "entropy")
+    assert found.tolist() == [[9, 9], [2, 3], [5, 7]]
