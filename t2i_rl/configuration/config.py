@@ -138,7 +138,7 @@ class UpdateConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check("update.learning-rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0")
+        check("update.learning-rate", self.learning_rate, 0 < self.learning_rate <= 1e6, "above 0 and at most 1e6")
         check("update.betas", self.betas, all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         check("update.weight-decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
         check("update.max-grad-norm", self.max_grad_norm, self.max_grad_norm > 0, "above 0")

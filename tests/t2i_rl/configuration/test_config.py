@@ -56,6 +56,7 @@ def test_nested_settings_and_both_spellings():
         ({"update": {"betas": ["a", "b"]}}, "betas is 'a': it has to be of type float"),
         ({"update": {"betas": [0.9, 1.0]}}, "update.betas is (0.9, 1.0)"),
         ({"update": {"learning_rate": float("nan")}}, "update.learning-rate is nan: it has to be above 0"),
+        ({"update": {"learning_rate": 1e38}}, "update.learning-rate is 1e+38: it has to be above 0 and at most 1e6"),
         ({"update": {"max_grad_norm": 0}}, "update.max-grad-norm is 0.0"),
         ({"update": {"final_ratio": 2}}, "update.final-ratio is 2.0"),
         ({"update": {"weight_decay": -1}}, "update.weight-decay is -1.0"),
