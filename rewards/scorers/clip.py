@@ -75,17 +75,15 @@ def load_clip(source: str | Path, architecture: str, device: str = "cpu") -> Cli
 
     Raises RewardError that names the file, unless the weights fit every tensor.
     """
-    path, described = Path(source), Path(source) / CONFIG
+    path, model = Path(source), None
     if path.is_dir():
-        path = path / WEIGHTS
+        model = _described(path / CONFIG)
+        note_file(path / CONFIG)
+        architecture, path = str(path / CONFIG), path / WEIGHTS
     elif not path.is_file() and re.fullmatch(HUB_ID, str(source)):
         path = fetch_from_hub(str(source), WEIGHTS)
-    # The file first: where there is none, nobody waits for a large random model.
     tensors = {key.removeprefix("module."): tensor for key, tensor in read_tensors(path).items()}
-    if Path(source).is_dir():
-        model, architecture = _described(described), str(described)
-        note_file(described)
-    else:
+    if model is None:  # not before there is a file: a random model of such a size takes many seconds
         model = open_clip.CLIP(**open_clip.get_model_config(architecture))
     try:
         model.load_state_dict(tensors)
