@@ -25,41 +25,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from models.device import device_of
-from models.files.adapter import is_adapter
-from models.files.reading import digest, reading
-from models.policy import Policy
-from models.registry import answers_in_text, elsewhere, load
-from models.trainable import choose_trainable
-from rewards.catalogue import Samples
-from rewards.cut import sentence
-from rewards.files.noted import noted
-from rewards.registry import build
+from models.registry import elsewhere
 from rewards.reward import Reward
-from t2i_rl.configuration.asking import asking_of
-from t2i_rl.configuration.checks import check_records, check_settings, check_shares
-from t2i_rl.configuration.config import CONFIG, TrainConfig, completed, fixed, flat, read_config, resolved, to_json
+from t2i_rl.configuration.config import CONFIG, TrainConfig, completed, fixed, flat, read_config, to_json
 from t2i_rl.configuration.places import rooted
-from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import DivergenceError, Stopped, UserError, fitting
 from t2i_rl.methods.baselines import Running
 from t2i_rl.methods.method import Method
 from t2i_rl.outputs import naming, whole_folder, write_atomically
-from t2i_rl.parallel.devices import own_device
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.pictures.answers import answers_path, draw_answers, save_answers
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
-from t2i_rl.prompts.contrasts import ANY_TEXT
-from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.questions import question_of
-from t2i_rl.rollout.words import check_asked, check_prompts
 from t2i_rl.training import checkpoints, optimizer_files
-from t2i_rl.training.announcements import intended, preamble
+from t2i_rl.training.announcements import preamble
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.doubts import doubts
 from t2i_rl.training.evaluation import evaluate
@@ -68,12 +50,12 @@ from t2i_rl.training.lock import owned
 from t2i_rl.training.metrics_log import Metrics, MetricsLog, Numbers, read_metrics
 from t2i_rl.training.model_card import CARD, card
 from t2i_rl.training.origins import RECORD as ORIGINS
-from t2i_rl.training.origins import Origins, origin_of
-from t2i_rl.training.prompt_record import RECORD, as_record, prompts_of
+from t2i_rl.training.preparing import heldout_of, prepare
+from t2i_rl.training.prompt_record import RECORD, as_record
 from t2i_rl.training.run_folder import BEST, CHECKPOINTS, is_run, latest
 from t2i_rl.training.run_record import record, surroundings
 from t2i_rl.training.stopping import Stopping
-from t2i_rl.training.trackers import Package, check_tracker
+from t2i_rl.training.trackers import Package
 from t2i_rl.training.trainer import Trainer
 
 SAMPLES = "samples"
@@ -104,7 +86,7 @@ def start(
         )
     config = rooted(config)
     with determinism(config.deterministic):
-        trainer, heldout, judges, origins = _prepare(config, config.model, ranks, said)
+        trainer, heldout, judges, origins = prepare(config, config.model, ranks, said)
         for line in preamble(trainer, heldout):
             print(line, flush=True)
         if not ranks.first:
@@ -159,7 +141,7 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
         if (run / BEST).exists():
             raise UserError(f"the checkpoints of {run} are gone: put one back, or start a new run with another --out")
         with determinism(config.deterministic):
-            trainer, heldout, judges, _ = _prepare(config, config.model, ranks)
+            trainer, heldout, judges, _ = prepare(config, config.model, ranks)
             _write_config(trainer)
             return _train(trainer, heldout, judges, done=0)
     found = checkpoints.read(newest, ranks=ranks)
@@ -183,7 +165,7 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
     if found.step >= config.steps:
         raise UserError(f"{run} has done {found.step} steps: give a larger --steps to go on")
     with determinism(config.deterministic):
-        trainer, heldout, judges, _ = _prepare(config, elsewhere(config.model, newest), ranks)
+        trainer, heldout, judges, _ = prepare(config, elsewhere(config.model, newest), ranks)
         optimizer_files.load(newest, trainer.weights, trainer.optimizer)
         trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
         _write_config(trainer)
@@ -195,92 +177,6 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
 def _write_config(trainer: Trainer) -> None:
     if trainer.ranks.first:
         write_atomically(trainer.config.out / CONFIG, to_json(trainer.config))
-
-
-def _prepare(
-    config: TrainConfig, source: str, ranks: Ranks, said: str = ""
-) -> tuple[Trainer, list[Prompt], dict[str, Reward], Origins]:
-    """Everything that can be refused, refused before a file is written; the rewards are the held-out prompts', of which
-    the first is the score.
-
-    What takes long comes last, after a word on what is about to be.
-    """
-    config = replace(config, device=device_of(config.device))
-    device = device_of(own_device(config.device))
-    method = run_method(config)
-    check_settings(config, method)
-    check_shares(config, ranks)
-    prompts, heldout = prompts_of(config, "prompts"), heldout_of(config)
-    judged_by = config.evaluation.reward or config.reward
-    check_records(config.reward, prompts)
-    for specification in (judged_by, *config.evaluation.also):
-        check_records(specification, heldout)
-    for name in config.track:
-        check_tracker(name)
-    if source == config.model and is_adapter(source):
-        raise UserError(f"{source} is an adapter: merge it first, with t2i-rl export --model {source} --out FOLDER")
-    for line in filter(None, (said, *intended(config))):
-        print(line, flush=True)
-    samples: Samples = "answers" if answers_in_text(source) else "pictures"
-    with noted() as made_of:
-        reward = build(config.reward, device, config.reward_server, samples)
-        judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server, samples)
-        others = [name for name in config.evaluation.also if heldout]
-        judges = {judged_by: judge} | {name: build(name, device, config.reward_server, samples) for name in others}
-        sets = [("training prompts", prompts, reward), *(("held-out prompts", heldout, one) for one in judges.values())]
-        found = [one.check([each.text for each in asked], [each.metadata for each in asked]) for _, asked, one in sets]
-    dtype, reference = getattr(torch, config.dtype), None
-    checkpoints.check_source(config.model)
-    policy, model = _policy(config, source, dtype, device)
-    check_prompts(policy, [*prompts, *heldout, *_other_words(config)])
-    if policy.stop_tokens:
-        asking = asking_of(config, method, answers=True)
-        for which, asked in (("training", prompts), ("held-out", heldout)):
-            check_asked(policy, asked, asking, f"a {which} question")
-    for (which, asked, _), by_scorer in zip(sets, found, strict=True):
-        for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
-            print(sentence(cut, len(asked), which), flush=True)
-    # A policy with adapters is its own reference, for it has them still to switch off.
-    if method.needs_reference and source != config.model and not config.lora.rank:
-        reference = origin_of(config.out, config, device)
-    origins = Origins(model, made_of)
-    origins.check(config.out, config.model)
-    config = resolved(config, policy.default_guidance)
-    return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judges, origins
-
-
-def heldout_of(config: TrainConfig) -> list[Prompt]:
-    """The held-out prompts; none of a run that is never evaluated."""
-    return prompts_of(config, "heldout") if config.evaluation.every else []
-
-
-def _other_words(config: TrainConfig) -> list[Prompt]:
-    """What the model is asked beside its prompts."""
-    words = {
-        "rollout.sampling.negative-prompt": config.rollout.sampling.negative_prompt,
-        "evaluation.sampling.negative-prompt": config.evaluation.sampling.negative_prompt,
-        "contrast": (config.contrast or "").removeprefix(ANY_TEXT),
-        "question.instruction": config.question.instruction,
-    }
-    return [Prompt(text, origin=name) for name, text in words.items()]
-
-
-def _policy(config: TrainConfig, source: str, dtype: torch.dtype, device: str) -> tuple[Policy, str]:
-    """The model with what the run trains of it: its own choice, parameters by name, or adapters.
-
-    And what tells the model that the run began with from others, where it is that which was read.
-    """
-    with reading() as files:
-        policy = load(source, dtype, device)
-    began = digest(files) if source == config.model else ""
-    if config.trainable:
-        choose_trainable(policy, config.trainable)
-    if config.lora.rank and source == config.model:
-        from models.lora import adapt
-
-        lora = config.lora
-        policy = adapt(policy, source, lora.rank, lora.alpha, lora.targets, config.seed, began)
-    return policy, began
 
 
 def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Reward], done: int) -> Path:

@@ -143,7 +143,7 @@ def test_a_stop_before_there_is_a_folder_promises_nothing(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("t2i_rl.training.run.load", stopped)
+    monkeypatch.setattr("t2i_rl.training.preparing.load", stopped)
     assert main(train_words(model, tmp_path / "run")) == 130
     assert capsys.readouterr().err == "t2i-rl: stopped\n"
     assert not list(tmp_path.iterdir())
@@ -174,7 +174,7 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing(
         assert main(["train", "--resume", str(run)]) == 2
         assert f"t2i-rl: {run} has done {STEPS} steps" in capsys.readouterr().err
     with monkeypatch.context() as patch:  # later it is drawn, without a look at the weights
-        patch.setattr("t2i_rl.training.run.load", broken)
+        patch.setattr("t2i_rl.training.preparing.load", broken)
         assert main(["train", "--resume", str(run)]) == 0
     assert (run / "samples.png").exists() and capsys.readouterr().err == ""
     assert f"has done {STEPS} steps" in refused(capsys, "train", "--resume", run)
