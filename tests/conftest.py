@@ -1,12 +1,16 @@
 """A random-weight Janus that every test can afford: two layers, a 4x4 grid, the shapes world's words."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from transformers import JanusForConditionalGeneration, LlamaConfig
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
 from models.janus.policy import JanusPolicy
+from rewards.catalogue import REWARDS
 from scripts.build_tiny import build_config, build_tokenizer
+from t2i_rl.methods.catalogue import METHODS
 
 
 def random_janus(seed: int = 0, grid: int = 4, codes: int = 32) -> JanusPolicy:
@@ -54,3 +58,14 @@ def random_janus(seed: int = 0, grid: int = 4, codes: int = 32) -> JanusPolicy:
 @pytest.fixture
 def policy() -> JanusPolicy:
     return random_janus()
+
+
+@pytest.fixture(autouse=True)
+def names_are_left_as_they_were() -> Iterator[None]:
+    """A reward or method that one test makes known would be found by whichever test its process runs next.
+
+    Torn down last, after whatever a test's own fixtures put back.
+    """
+    known = {*REWARDS}, {*METHODS}
+    yield
+    assert ({*REWARDS}, {*METHODS}) == known

@@ -73,7 +73,7 @@ def test_a_benchmark_of_ones_own(model: Path, here: Path, capsys: pytest.Capture
     assert json.loads((here / "runs/reds/summary.json").read_text())["counts"]["images"] == 1
 
 
-def test_from_python(here: Path, monkeypatch: pytest.MonkeyPatch):
+def test_from_python(here: Path):
     """The page's lines, in a smaller step."""
     text = (DOCS / "make-it-yours.md").read_text(encoding="utf-8").split("## From Python", 1)[1]
     snippet = text.split("```python\n", 1)[1].split("```", 1)[0]
@@ -84,7 +84,7 @@ def test_from_python(here: Path, monkeypatch: pytest.MonkeyPatch):
     assert settings_of(found["run"])["reward"] == "redness"
     assert settings_of(found["run"])["method"] == "grpo[objective.beta=0]"
     assert len((found["run"] / "metrics.jsonl").read_text().splitlines()) == 1
-    monkeypatch.delitem(REWARDS, "redness")  # as in a new process
+    del REWARDS["redness"]  # as in a new process
     with pytest.raises((RewardError, UserError), match="redness"):
         resume(found["run"], steps=2)
     resume(found["run"], steps=2, reward=found["redness"], method=find_method("grpo[objective.beta=0]"))
