@@ -152,8 +152,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def _start(resolved: Resolution, ranks: Ranks) -> Path:
-    config = with_rollout_batch(resolved.config)
-    needed = memory(config)
+    needed = memory(with_rollout_batch(resolved.config))
     from t2i_rl.training.run import start
 
     lines = [resolved.said()]
@@ -161,7 +160,7 @@ def _start(resolved: Resolution, ranks: Ranks) -> Path:
         said, fits = needed
         lines.append(said if fits else f"warning: {said}")
     out, *_ = ranks.each(str(free_or_next(resolved.config.out, TrainConfig.out)))  # one for all
-    return start(replace(config, out=Path(out)), "\n".join(lines), ranks)
+    return start(replace(resolved.config, out=Path(out)), "\n".join(lines), ranks)
 
 
 def _resume(again: Resume, ranks: Ranks) -> Path:

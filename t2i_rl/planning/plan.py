@@ -118,9 +118,15 @@ def adapted_inputs(model: Architecture) -> int:
 
 def most_prompts(model: Architecture, plan: PlanConfig, room: float) -> int:
     """Prompts that can be sampled at once in so many bytes, at least 1, in batches of one size: another one's buffers
-    would take the place of the first's."""
-    equal = [size for size in range(plan.prompts_per_gpu, 1, -1) if plan.prompts_per_gpu % size == 0]
-    return next((one for one in equal if max(peaks(model, replace(plan, rollout_batch=one)).values()) <= room), 1)
+    would take the place of the first's. What other phases need at their peak in any case is there for sampling too."""
+
+    def peak(size: int) -> float:
+        return max(peaks(model, replace(plan, rollout_batch=size)).values())
+
+    room = max(room, peak(1))
+    return next(
+        size for size in range(plan.prompts_per_gpu, 0, -1) if plan.prompts_per_gpu % size == 0 and peak(size) <= room
+    )
 
 
 def kept_by_layer(model: Architecture) -> int:

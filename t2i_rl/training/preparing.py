@@ -22,6 +22,7 @@ from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.parallel.devices import own_device
 from t2i_rl.parallel.ranks import Ranks
+from t2i_rl.planning.rollout_batch import with_rollout_batch
 from t2i_rl.prompts.contrasts import ANY_TEXT
 from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt
@@ -42,7 +43,7 @@ def prepare(
 
     What takes long comes last, after a word on what is about to be.
     """
-    config = replace(config, device=device_of(config.device))
+    config = with_rollout_batch(replace(config, device=device_of(config.device)))
     device = device_of(own_device(config.device))
     method = run_method(config)
     check_settings(config, method)

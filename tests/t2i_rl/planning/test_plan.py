@@ -126,7 +126,7 @@ def test_as_many_prompts_as_fit_in_batches_of_one_size(janus: Architecture, room
     ("words", "card", "wanted"),
     [
         ("--preset janus-pro-1b-hps-critical --dtype bfloat16", 80, 8),
-        ("--preset janus-pro-1b-hps-critical --dtype bfloat16", 24, 1),
+        ("--preset janus-pro-1b-hps-critical --dtype bfloat16", 24, 4),  # as many images as an evaluation samples
         ("--preset janus-pro-1b-hps-critical --dtype bfloat16 --rollout.micro-batch 3", 80, 3),
         ("--preset tiny-shapes-cfg --device cpu", 80, 0),
     ],

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from models.janus.policy import JanusPolicy
 from rewards.catalogue import REWARDS, RewardEntry
-from rewards.cut import Cut
 from rewards.reward import Scores
 from t2i_rl.cli import main
 from t2i_rl.pictures.strips import draw_progress
@@ -363,47 +362,6 @@ def test_the_best_step_is_the_earliest_of_equals_and_never_the_untrained_one():
     assert best_step([*rows, {"step": 5}]) == 2
 
 
-def test_a_folder_that_exists_is_left_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "notes").write_text("mine")
-    assert "exists: continue it with --resume" in refused(capsys, *train_words(model, tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (("--prompts", "broken.jsonl"), "broken.jsonl, line 2 is not JSON"),
-        (("--heldout", "broken.jsonl"), "broken.jsonl, line 2 is not JSON"),
-        (("--prompts", "nameless.jsonl"), "nameless.jsonl, line 1 has no `prompt`"),
-        (("--prompts", "empty.txt"), "empty.txt holds no prompts"),
-        (("--reward", "shapes"), "the metadata lack the key 'tag'"),
-        (("--reward", "beauty"), "there is no reward named 'beauty'"),
-        (("--method", "ppo"), "there is no method 'ppo'"),
-        (("--model", "no-such-model"), "unknown model 'no-such-model'"),
-        (("--model", "another-grid"), "num_patches is 6, but vision_config's image_size // patch_size is 4"),
-        (("--rollout.group-size", "1"), "rollout.group-size is 1"),
-    ],
-)
-def test_what_is_refused_leaves_no_folder(
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    more: tuple[str, ...],
-    says: str,
-):
-    monkeypatch.chdir(tmp_path)
-    Path("broken.jsonl").write_text('{"prompt": "a ring"}\n{"prompt": \n')
-    Path("nameless.jsonl").write_text('{"text": "a ring"}\n')
-    Path("empty.txt").write_text("\n")
-    shutil.copytree(model, "another-grid")
-    config = json.loads((model / "config.json").read_text())
-    config["vq_config"]["num_patches"] = 6
-    Path("another-grid/config.json").write_text(json.dumps(config))
-    assert says in refused(capsys, *train_words(model, tmp_path / "run", "cfg", *more))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_run_that_is_being_trained_is_left_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = copied(finished, tmp_path)
     with owned(run):
@@ -467,23 +425,3 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     )
     assert listing(run / "checkpoints") == listing(finished / "checkpoints")
     assert main(words) == 0
-
-
-def test_prompts_that_are_cut_are_counted_at_the_start(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    class Short(Brightness):
-        def check(self, prompts, metadata) -> list[Cut]:
-            return [Cut("short", 4, len(prompts) - 1)]
-
-    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(lambda device: Short()))
-    monkeypatch.setattr(JanusPolicy, "cut", lambda self, prompts: (3, 3), raising=False)
-    monkeypatch.setattr("t2i_rl.training.run._train", lambda trainer, *_, **__: trainer.config.out)
-    assert main(train_words(model, tmp_path / "run")) == 0
-    said = capsys.readouterr().out.splitlines()
-    said = said[said.index(LOADING) + 1 :][:4]
-    assert [line.partition(":")[0] for line in said] == [
-        f"{number} of 3 {which} prompts are longer than the {tokens} tokens that {reader} reads"
-        for which in ("training", "held-out")
-        for number, tokens, reader in ((3, 3, model), (2, 4, "short"))
-    ]
