@@ -172,6 +172,11 @@ def _janus(entry: ModelEntry) -> Architecture:
             vq_config=vq,
             tie_word_embeddings=False,
         )
+    return janus_of(config)
+
+
+def janus_of(config: JanusConfig) -> Architecture:
+    """The architecture of a Janus of any sizes."""
     model = on_meta(config, tower=True)
     inner = model.model
     images = inner.generation_embeddings, inner.generation_aligner, inner.generation_head

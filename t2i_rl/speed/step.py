@@ -20,6 +20,7 @@ from numpy import ndarray
 from rich.console import Console
 from torch import Tensor
 
+from models.architectures import janus_of
 from models.policy import Policy
 from rewards.reward import Scores
 from t2i_rl.configuration.config import RolloutConfig, TrainConfig, UpdateConfig
@@ -27,12 +28,14 @@ from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import find_method
 from t2i_rl.methods.credit.rule import Context
 from t2i_rl.methods.objectives import ImageRows, denominators
+from t2i_rl.planning.plan import floors
+from t2i_rl.planning.plan_config import PlanConfig
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Rollout
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.speed.counting import of_one_more
 from t2i_rl.speed.measuring import in_turns, machine, ratio, spread, timed, with_peak, write
-from t2i_rl.speed.random_model import random_policy
+from t2i_rl.speed.random_model import janus, random_policy
 from t2i_rl.speed.released import WastefulTrainer
 from t2i_rl.speed.settings import Shape, StepBench
 from t2i_rl.speed.tables import table
@@ -137,11 +140,27 @@ def looks(bench: StepBench, arms: dict[str, Trainer]) -> dict[str, int]:
     return found
 
 
+def least(bench: StepBench, trainer: Trainer) -> tuple[float, float]:
+    """Bytes that a step of the trainer has to move, and operations that it cannot save (`t2i_rl.planning.plan`)."""
+    policy = trainer.policy
+    plan = replace(
+        PlanConfig.of(trainer.config, bench.model),
+        dtype=bench.dtype,
+        evaluation_batch=0,
+        lora_rank=bench.lora_rank,
+        prompt_tokens=policy.encode([prompt.text for prompt in PROMPTS]).tensors["ids"].shape[-1],
+    )
+    with torch.device("meta"):
+        found = floors(janus_of(janus(policy).model.config), plan)
+    return sum(found["bytes"]), sum(found["operations"])
+
+
 def measure(bench: StepBench, console: Console) -> dict[str, Any]:
     """All figures of the benchmark, as JSON holds them."""
     if bench.threads:
         torch.set_num_threads(bench.threads)
     apart, device = gate(bench), torch.device(bench.device)
+    known = machine(device)
     small = random_policy(bench, GATE, getattr(torch, bench.dtype))
     waits = looks(bench, trainers(bench, small, small.reference()))
     shape = replace(bench.shape, grid=bench.grid or bench.shape.grid)
@@ -170,19 +189,27 @@ def measure(bench: StepBench, console: Console) -> dict[str, Any]:
     def figures(arm: str) -> dict[str, Any]:
         against = ratio(seconds, arm, first_method)
         compared = ratio(seconds, RELEASED, arm) if RELEASED in arms else None
+        median, (moved, operations) = statistics.median(seconds[arm]), least(bench, arms[arm])
+        nominal = known["nominal_gb_per_s"]
         return {
             "first_seconds": first[arm],
-            "seconds": statistics.median(seconds[arm]),
+            "seconds": median,
             **{phase: statistics.median(row[phase] for row in phases[arm]) for phase in PHASES},
             "cost_percent": 100 * (statistics.median(against) - 1),
             "spread_percent": 100 * spread(against),
+            "gb": moved / 1e9,
+            "gflop": operations / 1e9,
+            "gb_per_s": moved / 1e9 / median,
+            "gflop_per_s": operations / 1e9 / median,
+            "share_of_floor": moved / 1e9 / known["copy_gb_per_s"] / median,
+            "share_of_nominal": None if nominal is None else moved / 1e9 / nominal / median,
             "peak_gb": peaks[arm],
             "ratio_vs_released": None if compared is None else statistics.median(compared),
         }
 
     result = {
         "settings": asdict(bench),
-        **machine(device),
+        **known,
         "gate": apart,
         "syncs_per_micro_batch": waits,
         "rounds": seconds,

@@ -64,3 +64,23 @@ def test_another_gradient_is_not_compared(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(released, "scored", lambda *given: scored(*given) * 1.001)
     with pytest.raises(UserError, match="the released step is not ours"):
         measured()
+
+
+def test_what_a_step_has_to_move_and_to_compute():
+    """By hand: 4 images of 16 tokens, 15 of which are read; policy and reference forward, two passes backward."""
+    bench = StepBench(images=4, micro_batch=2, methods=("grpo",), wastes=())
+    policy = random_policy(bench, step.GATE, torch.float32)
+    (trainer,) = step.trainers(bench, policy, policy.reference()).values()
+    found_bytes, found_operations = step.least(bench, trainer)
+
+    prompt = policy.encode([one.text for one in step.PROMPTS]).tensors["ids"].shape[-1]
+    layers, head = 2 * (4 * 64 * 64 + 3 * 64 * 96), 64 * 64 + 64 * 128
+    seen, pair = sum(prompt + place for place in range(1, 16)), 4 * 64 * 2
+    read, whole = prompt * (prompt + 1) // 2, (prompt + 15) * (prompt + 16) // 2
+    sampling = 4 * (15 * 2 * layers + 16 * 2 * head + seen * pair) + 2 * (prompt * 2 * layers + read * pair)
+    update = 4 * (4 * ((prompt + 15) * 2 * layers + whole * pair) + 4 * 16 * 2 * head)
+    assert found_operations == 2 * sampling + update
+
+    trained = sum(weight.numel() for weight in policy.trainable_parameters())
+    cache, steps, passes, optimizer = 2 * 4 * seen * 2 * 64 * 2, 16 * (layers + head), 2 * 4 * layers, 7 * trained
+    assert found_bytes == 4 * (cache + steps + passes + optimizer)
