@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from models.policy import Policy
 from models.question import IMAGE, Question
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import write_atomically
 from t2i_rl.pictures.figures import new_figure, save_figure
-from t2i_rl.rollout.generate import generate
-from t2i_rl.rollout.sampling import Sampling
 
 ROWS = 8  # of the figure over time; a longer run shows as many evaluations, evenly spaced
 WIDE, HIGH = 2.6, 1.5  # inches of a cell
@@ -27,11 +24,8 @@ def answers_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}.json"
 
 
-def save_answers(
-    path: Path, policy: Policy, asked: Sequence[Question], sampling: Sampling, seed: int, max_tokens: int
-) -> None:
+def save_answers(path: Path, answers: Sequence[str]) -> None:
     """One answer to each question, as a list of texts."""
-    answers = [one.image for one in generate(policy, asked, 1, sampling, seed, len(asked), max_tokens=max_tokens)]
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(answers, ensure_ascii=False, indent=2) + "\n")
 

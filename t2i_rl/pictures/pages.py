@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import UInt8
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy import ndarray
@@ -29,3 +30,9 @@ def data_uri(image: UInt8[ndarray, "H W 3"]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def pixels(uri: str) -> UInt8[ndarray, "H W 3"]:
+    """The image inside such a URI."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return np.asarray(image)

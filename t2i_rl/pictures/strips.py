@@ -2,7 +2,7 @@
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +10,11 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
-from models.policy import Policy
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import aside_of
 from t2i_rl.pictures.figures import new_figure, save_figure
-from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.rollout.noise import Noise, occurrences
-from t2i_rl.rollout.sampler import encode, sample_group
-from t2i_rl.rollout.sampling import Sampling
 
 ROWS = 24  # of the grid over time; a longer run shows as many evaluations, evenly spaced
-
-
-def to_arrays(images: UInt8[ndarray, "R 3 H W"]) -> list[UInt8[ndarray, "H W 3"]]:
-    return list(images.transpose(0, 2, 3, 1))
 
 
 def strip_path(folder: Path, step: int) -> Path:
@@ -31,15 +22,11 @@ def strip_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}.png"
 
 
-def save_strip(path: Path, policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> None:
+def save_strip(path: Path, images: Sequence[UInt8[ndarray, "H W 3"]]) -> None:
     """One image per prompt, side by side."""
-    texts = [prompt.text for prompt in prompts]
-    noise = Noise(seed, occurrences=occurrences(texts))
-    condition = encode(policy, texts, sampling.negative_prompt)
-    images = sample_group(policy, condition, 1, sampling, noise).images(policy)[:, 0]
     path.parent.mkdir(exist_ok=True)
     with aside_of(path) as aside:
-        Image.fromarray(np.concatenate(to_arrays(images.cpu().numpy()), axis=1)).save(aside, format="png")
+        Image.fromarray(np.concatenate(images, axis=1)).save(aside, format="png")
 
 
 def read_strip(path: Path) -> Image.Image | None:
@@ -53,11 +40,17 @@ def read_strip(path: Path) -> Image.Image | None:
         return None
 
 
+def alike(strips: Mapping[int, Image.Image | None]) -> dict[int, Image.Image]:
+    """Those by step that are there and as large as the last: earlier releases kept fewer pictures."""
+    found = {step: strip for step, strip in strips.items() if strip is not None}
+    return {step: strip for step, strip in found.items() if strip.size == found[max(found)].size}
+
+
 def draw_progress(folder: Path, steps: Sequence[int], prompts: Sequence[str], path: Path) -> None:
     """The strips of these steps below each other: one row per evaluation that can be read, one column per prompt."""
     spaced = np.linspace(0, len(steps) - 1, min(ROWS, len(steps))).round().astype(int)
     read = {steps[index]: read_strip(strip_path(folder, steps[index])) for index in spaced}
-    shown = {step: strip for step, strip in read.items() if strip is not None}
+    shown = alike(read)
     if not shown:
         raise UserError(f"{folder} holds no picture that can be read")
     figure = new_figure(1.4 * len(prompts), 1.4 * len(shown) + 0.8, layout="constrained")

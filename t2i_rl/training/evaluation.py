@@ -3,7 +3,7 @@
 `eval.geneval` does the same with files, for a benchmark's numbers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import fmean
@@ -15,14 +15,31 @@ import torch
 from models.policy import Policy
 from rewards.reward import Reward, Scores, score_images
 from t2i_rl.parallel.ranks import ALONE, Ranks
+from t2i_rl.pictures.pages import data_uri, pixels
 from t2i_rl.prompts.asking import Asking
 from t2i_rl.prompts.prompt import Prompt, tag_of
 from t2i_rl.rollout.generate import Generated, generate
+from t2i_rl.rollout.groups import Sample
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.scoring import verdict_name
 
 AS_IT_IS = Asking()  # a prompt is the question
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A held-out sample: the index of its prompt, what it is in the mean of, and why it is not more.
+
+    right: what the reward's strict verdict says, or its grade of an answer in text; None where it gives neither.
+    sample: itself, where it was asked for.
+    """
+
+    prompt: int
+    score: float
+    right: bool | None
+    reason: str
+    sample: Sample | None
 
 
 @dataclass(frozen=True)
@@ -33,12 +50,14 @@ class Evaluation:
     per_tag: the mean over the images of each tag (prompts without a tag are one tag, `all`).
     overall: the unweighted mean of `per_tag`, as in GenEval.
     also: the same mean of further rewards, by their names.
+    judged: every sample, in the order of the prompts.
     """
 
     per_tag: Mapping[str, float]
     overall: float
     images: int
     also: Mapping[str, float] = field(default_factory=dict)
+    judged: Sequence[Judged] = ()
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -67,6 +86,7 @@ def evaluate(
     asking: Asking = AS_IT_IS,
     max_tokens: int | None = None,
     also: Mapping[str, Reward] = MappingProxyType({}),
+    keep: Collection[int] = (),
 ) -> Evaluation:
     """Generate `images_per_prompt` images of every prompt, about `batch` at a time, and score them.
 
@@ -76,8 +96,9 @@ def evaluate(
     policy alone. Raises RewardError when an image cannot be scored.
 
     asking, max_tokens: how a model that answers in text is asked, and how long its answers may be.
+    keep: the indices of the prompts whose first samples are handed back.
     """
-    own = list[tuple[str, list[float]]]()
+    own = list[tuple[int, list[float], bool | None, str, str | None]]()
     mine = ranks.share(len(prompts))
     drawn = generate(policy, asking.questions(prompts), images_per_prompt, sampling, seed, batch, mine, max_tokens)
     for images in chunks(drawn, batch):
@@ -85,12 +106,26 @@ def evaluate(
         verdict = verdict_name(scores.parts)
         columns = [scores.total if verdict is None else scores.parts[verdict]]
         columns += [score_generated(one, prompts, images).total for one in also.values()]
-        for image, values in zip(images, torch.stack(columns, dim=1).tolist(), strict=True):
-            own.append((tag_of(prompts[image.prompt]), values))
+        known = verdict or verdict_name(scores.parts, "accuracy")  # of answers in text, whose score that is
+        rights = [None] * len(images) if known is None else [one > 0 for one in scores.parts[known].tolist()]
+        rows = zip(images, torch.stack(columns, dim=1).tolist(), rights, scores.reasons, strict=True)
+        for (prompt, sample, image), values, right, reason in rows:
+            own.append((prompt, values, right, reason, _told(image) if prompt in keep and sample == 0 else None))
     found: dict[str, list[list[float]]] = {}
-    for tag, values in chain.from_iterable(ranks.each(own)):
-        found.setdefault(tag, []).append(values)
+    judged = list[Judged]()
+    for prompt, values, right, reason, told in chain.from_iterable(ranks.each(own)):
+        found.setdefault(tag_of(prompts[prompt]), []).append(values)
+        judged.append(Judged(prompt, values[0], right, reason, None if told is None else _heard(policy, told)))
     means = {tag: [fmean(column) for column in zip(*rows, strict=True)] for tag, rows in found.items()}
     overall, *others = (fmean(column) for column in zip(*means.values(), strict=True))
     per_tag = {tag: first for tag, (first, *_) in means.items()}
-    return Evaluation(per_tag, overall, sum(map(len, found.values())), dict(zip(also, others, strict=True)))
+    return Evaluation(per_tag, overall, len(judged), dict(zip(also, others, strict=True)), judged)
+
+
+def _told(sample: Sample) -> str:
+    """As processes tell each other."""
+    return sample if isinstance(sample, str) else data_uri(sample)
+
+
+def _heard(policy: Policy, told: str) -> Sample:
+    return told if policy.stop_tokens else pixels(told)

@@ -6,7 +6,7 @@ RUN/run.json           who trained in it: command, commit, versions, host (`t2i_
 RUN/prompts.json       what tells its prompts from others (`t2i_rl.training.prompt_record`)
 RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
 RUN/tensorboard/       the same numbers as events
-RUN/samples/           pictures of the same held-out prompts and noise at each evaluation, or answers to them
+RUN/samples/           of each evaluation: samples, and the verdicts on all (`t2i_rl.training.samples`)
 RUN/samples.png        all of them, one row per evaluation
 RUN/reward.png         the curves
 RUN/lock               the process that trains in it (`t2i_rl.training.lock`)
@@ -34,10 +34,10 @@ from t2i_rl.methods.baselines import Running
 from t2i_rl.methods.method import Method
 from t2i_rl.outputs import naming, whole_folder, write_atomically
 from t2i_rl.parallel.ranks import ALONE, Ranks
-from t2i_rl.pictures.answers import answers_path, draw_answers, save_answers
+from t2i_rl.pictures.answers import answers_path, draw_answers
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.pictures.figures import ornament
-from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
+from t2i_rl.pictures.strips import draw_progress
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.questions import question_of
 from t2i_rl.training import checkpoints, optimizer_files
@@ -54,13 +54,12 @@ from t2i_rl.training.preparing import heldout_of, prepare
 from t2i_rl.training.prompt_record import RECORD, as_record
 from t2i_rl.training.run_folder import BEST, CHECKPOINTS, is_run, latest
 from t2i_rl.training.run_record import record, surroundings
+from t2i_rl.training.samples import SAMPLES, kept, save_samples
 from t2i_rl.training.stopping import Stopping
 from t2i_rl.training.trackers import Package
 from t2i_rl.training.trainer import Trainer
 
-SAMPLES = "samples"
 PICTURES = "samples.png"  # written last: an evaluated run that has it is finished
-STRIP = 8  # held-out prompts whose pictures are kept over time
 
 
 def start(
@@ -185,6 +184,7 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Rew
     """
     config, policy, run, ranks = trainer.config, trainer.policy, trainer.config.out, trainer.ranks
     judged = balanced(heldout, config.evaluation.images_per_tag)
+    shown = {*kept(judged)}
     sampling, seed = config.evaluation.sampling, config.seed
     (_, judge), *further = judges.items()
     ranks.meet()  # the folder is there
@@ -194,12 +194,10 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Rew
     def measured(step: int) -> dict[str, float]:
         with fitting("an evaluation", "a smaller evaluation.batch"):
             batch, asking, limit = config.evaluation.batch, trainer.collector.asking, trainer.limit
-            found = evaluate(policy, judged, judge, sampling, seed, batch, 1, ranks, asking, limit, dict(further))
-            if ranks.first and limit is not None:
-                asked = asking.questions(_shown(heldout))
-                save_answers(answers_path(run / SAMPLES, step), policy, asked, sampling, seed, limit)
-            elif ranks.first:
-                save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
+            others = dict(further)
+            found = evaluate(policy, judged, judge, sampling, seed, batch, 1, ranks, asking, limit, others, shown)
+        if ranks.first:
+            save_samples(run / SAMPLES, step, judged, found)
         per_tag = {f"heldout/{tag}": score for tag, score in found.per_tag.items()}
         return {"heldout": found.overall, **per_tag, **{f"also/{name}": score for name, score in found.also.items()}}
 
@@ -262,17 +260,13 @@ def _resumable(run: Path) -> Iterator[None]:
         raise KeyboardInterrupt(f"t2i-rl train --resume {run} goes on") from stop
 
 
-def _shown(heldout: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts whose pictures are kept over time."""
-    return balanced(heldout, 2)[:STRIP]
-
-
 def _finish(config: TrainConfig, heldout: Sequence[Prompt], tracker: Numbers) -> None:
     """What comes after the last checkpoint: the best one by name, and the pictures, one of which may fail."""
     run, rows = config.out, tracker.kept
     _keep_best(config, best_step(rows))  # once more, for a run that was killed before it
     evaluated = [int(row["step"]) for row in rows if "heldout" in row]
-    shown = _shown(heldout)
+    judged = balanced(heldout, config.evaluation.images_per_tag)
+    shown = [judged[index] for index in kept(judged)]
     with ornament("reward.png"):
         draw_reward_curve(run, rows)
     if not evaluated:

@@ -94,12 +94,12 @@ def of_all(ranks: Ranks, scores: Scores | None) -> Scores:
     )
 
 
-def verdict_name(parts: Iterable[str]) -> str | None:
+def verdict_name(parts: Iterable[str], verdict: str = "strict") -> str | None:
     """The part of a reward that says of an image right or wrong: `strict`, or `NAME/strict` in a sum of rewards.
 
     None where there is no such part, or several, of which none is the verdict on the whole.
     """
-    found = [name for name in parts if name.rpartition("/")[2] == "strict"]
+    found = [name for name in parts if name.rpartition("/")[2] == verdict]
     return found[0] if len(found) == 1 else None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from numpy import ndarray
@@ -11,6 +12,7 @@ from numpy import ndarray
 from rewards.compose import Composite, Member
 from rewards.reward import Scores
 from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.scoring import verdict_name
@@ -41,6 +43,18 @@ class Verdicts(Brightness):
 )
 def test_which_part_is_the_verdict(parts: Sequence[str], found: str | None):
     assert verdict_name(parts) == found
+
+
+def test_every_sample_is_judged_and_some_are_kept():
+    policy, prompts = random_janus(), [Prompt("a photo of a ring"), Prompt("a photo of a cross"), Prompt("a square")]
+    drawn = [one.image for one in generate(policy, [prompt.text for prompt in prompts], 2, Sampling(), 3, 4)]
+    found = evaluate(policy, prompts, Verdicts(), Sampling(), 3, batch=4, images_per_prompt=2, keep=[2, 0])
+    assert [(one.prompt, one.score, one.right) for one in found.judged] == [(n // 2, 1.0, True) for n in range(6)]
+    assert [n for n, one in enumerate(found.judged) if one.sample is not None] == [0, 4]
+    assert all(np.array_equal(found.judged[n].sample, drawn[n]) for n in (0, 4))
+    plain = evaluate(policy, prompts, Brightness(), Sampling(), 3, batch=4)
+    assert [one.right for one in plain.judged] == [None] * 3
+    assert plain.overall == pytest.approx(sum(one.score for one in plain.judged) / 3)
 
 
 def test_a_sum_is_judged_by_its_verdict_and_by_its_mean_where_there_are_two():

@@ -63,7 +63,8 @@ def test_the_folder_of_a_run(finished: Path):
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {f"step-{n:06d}" for n in (best, STEPS)}
     assert [row["step"] for row in without_time(finished)] == list(range(STEPS + 1))
     assert [row["step"] for row in without_time(finished) if "heldout" in row] == [0, 3, STEPS]
-    assert {path.name for path in (finished / "samples").iterdir()} == {f"step-{n:06d}.png" for n in (0, 3, STEPS)}
+    kept = {f"step-{n:06d}{kind}" for n in (0, 3, STEPS) for kind in (".png", ".jsonl")}
+    assert {path.name for path in (finished / "samples").iterdir()} == kept
     assert np.asarray(Image.open(finished / "samples.png")).std() > 0
     assert any((finished / "tensorboard").iterdir())
 
