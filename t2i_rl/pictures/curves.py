@@ -1,23 +1,24 @@
-"""`reward.png` of a run: training reward and held-out score against steps."""
+"""`reward.png` of a run: training reward and held-out score against steps, each on an axis of its own."""
 
 from pathlib import Path
 
 from t2i_rl.pictures.figures import new_figure, save_figure
 
+TITLES = {"reward": "reward of the step's own prompts", "heldout": "held-out score"}
+
 
 def draw_reward_curve(run: Path, metrics: list[dict[str, float]]) -> Path:
-    """`reward.png`: the training reward of each step and the held-out score, against steps."""
-    figure = new_figure(7, 4, layout="constrained")
-    axes = figure.subplots()
-    trained = [(row["step"], row["reward"]) for row in metrics if "reward" in row]
-    evaluated = [(row["step"], row["heldout"]) for row in metrics if "heldout" in row]
-    if trained:
-        axes.plot(*zip(*trained, strict=True), color="0.7", linewidth=1, label="reward of the step's own prompts")
-    if evaluated:
-        axes.plot(*zip(*evaluated, strict=True), "o-", color="C0", label="held-out score")
-    axes.set(xlabel="step", ylabel="score", ylim=(0, 1), title=run.name)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    """`reward.png`: what was measured of the two, one above the other."""
+    figure = new_figure(7, 5, layout="constrained")
+    panels = figure.subplots(len(TITLES), sharex=True)
+    panels[0].set_title(run.name)
+    panels[-1].set_xlabel("step")
+    for axes, (name, title) in zip(panels, TITLES.items(), strict=True):
+        measured = [row for row in metrics if name in row]
+        steps, values = [row["step"] for row in measured], [row[name] for row in measured]
+        axes.plot(steps, values, marker="o" if name == "heldout" else None)
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.3)
     path = run / "reward.png"
     save_figure(figure, path, 150)
     return path

@@ -3,17 +3,12 @@
 Everything is read from the run folders (`t2i_rl.training.run`); runs that still go on or were killed are shown so far.
 """
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from models.policy import Policy
 from models.question import IMAGE
@@ -24,22 +19,21 @@ from t2i_rl.errors import UserError
 from t2i_rl.methods.method import Method
 from t2i_rl.pictures.answer_files import page as answer_page
 from t2i_rl.pictures.answer_maps import answer_maps
-from t2i_rl.pictures.answers import answers_path, read_answers
 from t2i_rl.pictures.heatmap_files import page
-from t2i_rl.pictures.pages import data_uri, render
-from t2i_rl.pictures.strips import ROWS, read_strip, strip_path
-from t2i_rl.prompts.prompt import Prompt, balanced
-from t2i_rl.prompts.questions import question_of
+from t2i_rl.pictures.pages import render
+from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.reports.paired import Paired, paired
 from t2i_rl.reports.revisit import run_config
+from t2i_rl.reports.samples import Samples, read_samples
 from t2i_rl.training.doubts import history
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
 from t2i_rl.training.prompt_record import prompts_of
-from t2i_rl.training.run import SAMPLES, STRIP
 from t2i_rl.training.run_folder import CHECKPOINTS
 from t2i_rl.training.run_record import read_record
+from t2i_rl.training.samples import SAMPLES, read_verdicts
 
 REPORT = "report.html"
-TALLEST = 192  # pixels: higher samples are shown smaller, or the page would be too large to open
+ROUNDING = 1e-6  # what numbers differ by that are the same: of their size, or of 1 where that is more
 
 # Told apart without colour vision; from the seventh run on, by their dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -94,18 +88,16 @@ class Reported:
     """One run, as the page shows it.
 
     maps: pages of token maps, by their names.
-    answers: to the held-out questions `prompts`, by step, of a model that answers in text; pictures: the first of each.
+    paired: the last evaluation against the first; None where their samples are not known.
     commit: of the code that it was started with; "" where that is not known.
     """
 
     name: str
     config: TrainConfig
     metrics: Sequence[Mapping[str, float]]
-    samples: Mapping[int, str]
-    prompts: Sequence[str]
+    samples: Samples | None
     maps: Mapping[str, str]
-    answers: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    pictures: Sequence[str] = ()
+    paired: Paired | None = None
     commit: str = ""
 
     @property
@@ -126,26 +118,14 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
     if not metrics:
         raise UserError(f"{run} has measured nothing yet: wait for its first evaluation")
     evaluated = [int(row["step"]) for row in metrics if "heldout" in row]
-    strips = {step: strip_path(run / SAMPLES, step) for step in evaluated}
-    there = [step for step, path in strips.items() if path.exists()]
-    spaced = {there[index] for index in np.linspace(0, len(there) - 1, min(ROWS, len(there))).round().astype(int)}
+    verdicts = {step: read_verdicts(run / SAMPLES, step) for step in evaluated}
     maps = {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(run.glob("*/heatmap.html"))}
     if prompt is not None:
         maps[f"“{prompt}”"] = drawn_maps(run, config, prompt, device)
-    try:
-        shown = balanced(prompts_of(config, "heldout"), 2)[:STRIP]
-        asked = [question_of(prompt, config.question.pictures) for prompt in shown]
-    except UserError:  # a file is not there any more, or is another: the samples then have no captions
-        asked = []
-    said = {step: answers_path(run / SAMPLES, step) for step in evaluated}
-    found = {step: read_answers(path) for step, path in said.items() if path.exists()}
-    answers = {step: texts for step, texts in found.items() if texts is not None and len(texts) == len(asked)}
-    pictures = [data_uri(one.pictures[0]) if one.pictures else "" for one in asked] if answers else []
-    prompts = [one.text.replace(IMAGE, "").strip() if answers else one.text for one in asked]
-    read = {step: strip_uri(strips[step]) for step in sorted(spaced)}
-    samples = {step: strip for step, strip in read.items() if strip is not None}
+    samples = read_samples(run, config, evaluated, verdicts)
+    both = paired(verdicts[evaluated[0]], verdicts[evaluated[-1]]) if len(evaluated) > 1 else None
     commit = str((read_record(run) or [{}])[0].get("commit", ""))
-    return Reported(name, config, metrics, samples, prompts, maps, answers, pictures, commit)
+    return Reported(name, config, metrics, samples, maps, both, commit)
 
 
 def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
@@ -178,22 +158,6 @@ def drawn_answers(policy: Policy, config: TrainConfig, method: Method, prompt: s
     compared = asking if asking.against else replace(asking, against=DEFAULT_CONTRAST)
     most, sampling = config.question.max_tokens, config.rollout.sampling
     return answer_page(answer_maps(policy, asked, compared, 4, sampling, config.seed, method, most, source))
-
-
-def strip_uri(path: Path) -> str | None:
-    """The samples of an evaluation inside a URI: as they are, or smaller and as JPEG where they are high.
-
-    None, with a warning, where they cannot be read.
-    """
-    strip = read_strip(path)
-    if strip is None:
-        return None
-    if strip.height <= TALLEST:
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    buffer = io.BytesIO()
-    size = max(1, strip.width * TALLEST // strip.height), TALLEST
-    strip.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
@@ -261,7 +225,7 @@ def summary(run: Reported) -> dict[str, str]:
         "model": config.model,
         "seed": str(config.seed),
         "steps": f"{run.done} of {config.steps}{unfinished}",
-        "images per step": f"{rollout.prompts_per_step} × {rollout.group_size}",
+        "samples per step": f"{rollout.prompts_per_step} × {rollout.group_size}",
         "held-out before": f"{scores[0]:.3f}" if 0 in scores else "",
         "best (step)": "" if best is None else f"{trained[best]:.3f} ({best})",
         "last": f"{trained[max(trained)]:.3f}" if trained else "",
@@ -271,17 +235,20 @@ def summary(run: Reported) -> dict[str, str]:
 
 
 def headline(run: Reported) -> dict[str, str]:
-    """What a person wants to know first: before and after, by how much, how long, of which code."""
-    scores = run.curve("heldout")
-    said = {"score": f"{run.curve('reward')[-1][1]:.3f}" if run.curve("reward") else "", "change": "", "under": ""}
+    """What a person wants to know first: before and after, by how much, over which prompts, how long, of which code."""
+    scores, both = run.curve("heldout"), run.paired
+    rewards = [f"{value:.3f}" for _, value in run.curve("reward")]
+    said = {"score": rewards[-1] if rewards else "", "change": "", "under": "reward of the last step", "prompts": ""}
     if len(scores) > 1:
         (first, before), (last, after) = scores[0], scores[-1]
         bound = error_bound(run)
-        error = "" if bound is None else f" ± {bound * math.sqrt(2):.3f}"  # of a difference of two such scores
+        error = None if bound is None else bound * math.sqrt(2)  # of a difference of two such scores
+        error = both.error if both and both.error is not None else error
         said = {
             "score": f"{before:.3f} → {after:.3f}",
-            "change": f"{after - before:+.3f}{error}",
+            "change": f"{after - before:+.3f}" + ("" if error is None else f" ± {error:.3f}"),
             "under": f"held-out score, step {first} to {last}",
+            "prompts": f"{both.won} prompts won, {both.lost} lost, of {both.prompts}" if both else "",
         }
     seconds = sum(map(step_seconds, run.metrics))
     said["time"] = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
@@ -289,8 +256,10 @@ def headline(run: Reported) -> dict[str, str]:
 
 
 def silent(name: str, runs: Sequence[Reported]) -> bool:
-    """Whether a curve never moves in any run, so that its panel could say nothing."""
-    return all(len({value for _, value in run.curve(name)}) <= 1 for run in runs) and not name.startswith("heldout")
+    """Whether a curve moves in no run, or by rounding only, so that its panel could say nothing."""
+    curves = [[value for _, value in run.curve(name)] for run in runs]
+    still = all(max(curve) - min(curve) <= ROUNDING * max(1, *map(abs, curve)) for curve in curves if curve)
+    return still and name != "learning_rate" and not name.startswith("heldout")
 
 
 def gains(runs: Sequence[Reported]) -> list[dict[str, str]]:
@@ -336,8 +305,12 @@ def report(runs: Sequence[Reported]) -> str:
     data = {
         "runs": [{"name": run.name, **look(number)} for number, run in enumerate(runs)],
         "panels": [panel(name, runs) for names in sections(measured).values() for name in names],
-        "steps": sorted({step for run in runs for step in run.samples}),
-        "samples": [list(run.samples.items()) for run in runs],
+        "steps": sorted({step for run in runs if run.samples for step in run.samples.steps}),
+        "samples": [
+            [[step, [[one.content, one.said, one.right] for one in shown]] for step, shown in run.samples.steps.items()]
+            for run in runs
+            if run.samples
+        ],
     }
     return render(
         "report.html.j2",

@@ -16,6 +16,7 @@ from t2i_rl.cli import main
 from t2i_rl.configuration.config import EvaluationConfig, TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.reports import report
+from t2i_rl.reports.paired import Paired
 from t2i_rl.reports.report import Reported
 from tests.t2i_rl.browser import act, needs_browser, screenshot
 from tests.t2i_rl.small_runs import STEPS, train_words
@@ -54,6 +55,7 @@ def test_what_a_person_wants_to_know_first(runs: list[Path], page: Path):
     first = report.headline(report.read(runs[0], "whole"))
     assert re.fullmatch(r"0\.\d{3} → 0\.\d{3}", first["score"]) and "±" in first["change"]
     assert f"<strong>{first['score']}</strong>" in html and first["time"] == "0 min"
+    assert re.fullmatch(r"\d prompts won, \d lost, of 2", first["prompts"]) and first["prompts"] in html
     assert "prefers-color-scheme: dark" in html
     assert "never changed" in html  # such as the clipped tokens of single updates
 
@@ -62,6 +64,8 @@ def test_a_panel_that_says_nothing():
     dull = reported(reward=[0.5, 0.5], kl=[0.0, 0.1], heldout=[0.3, 0.3])
     assert report.silent("reward", [dull]) and not report.silent("kl", [dull]) and not report.silent("heldout", [dull])
     assert not report.silent("reward", [dull, reported(reward=[0.5, 0.6])])
+    rounded = reported(policy_loss=[2e-8, -1e-8], credit_weight=[0.5, 0.5 + 1e-7], learning_rate=[1e-7, 2e-7])
+    assert [name for name in rounded.metrics[0] if report.silent(name, [rounded])] == ["policy_loss", "credit_weight"]
 
 
 def test_errors_stand_beside_held_out_scores():
@@ -75,6 +79,17 @@ def test_errors_stand_beside_held_out_scores():
     assert report.headline(reported(reward=[0.1], heldout=[0.5]))["change"] == ""
 
 
+def test_the_change_over_the_prompts_that_were_asked_twice():
+    run = reported(heldout=[0.25, 0.5], **{"heldout/a": [0.25, 0.5]})
+    told = report.headline(dataclasses.replace(run, paired=Paired(20, 7, 2, 0.04)))
+    assert told["score"] == "0.250 → 0.500" and told["change"] == "+0.250 ± 0.040"
+    assert told["prompts"] == "7 prompts won, 2 lost, of 20"
+    images = TrainConfig().evaluation.images_per_tag
+    alone = math.sqrt(0.5**2 / images * 2)  # a single prompt has no error over prompts
+    assert report.headline(dataclasses.replace(run, paired=Paired(1, 1, 0, None)))["change"] == f"+0.250 ± {alone:.3f}"
+    assert report.headline(run)["prompts"] == ""
+
+
 def data_of(html: str) -> dict:
     """What the page's own script reads; pages of token maps come before it, escaped."""
     return json.loads(re.findall(r"^const data = (.*);$", html, re.MULTILINE)[-1])
@@ -83,7 +98,7 @@ def data_of(html: str) -> dict:
 def reported(name: str = "run", **metrics: list[float]) -> Reported:
     steps = len(next(iter(metrics.values())))
     rows = [{"step": step, **{key: values[step] for key, values in metrics.items()}} for step in range(steps)]
-    return Reported(name, TrainConfig(), rows, {}, [], {})
+    return Reported(name, TrainConfig(), rows, None, {})
 
 
 def test_every_number_of_the_runs_is_in_the_page(runs: list[Path], page: Path):
@@ -97,6 +112,7 @@ def test_every_number_of_the_runs_is_in_the_page(runs: list[Path], page: Path):
         assert whole == expected and killed == [point for point in expected if point[0] <= 2]
         assert f'data-panel="{name}"' in html
     assert [[step for step, _ in samples] for samples in data["samples"]] == [[0, 3, 5], [0]]
+    assert all(len(shown) == 2 for samples in data["samples"] for _, shown in samples)
     assert data["steps"] == [0, 3, 5]
     assert html.count("<iframe") == html.count('<iframe sandbox="allow-scripts"') == 1 and "not finished" in html
 
@@ -146,19 +162,13 @@ def test_the_summary_of_a_run():
     assert report.panel("heldout", [unbounded])["unit"] is False
 
 
-def test_high_samples_are_made_smaller(tmp_path: Path):
-    for height, kind in ((report.TALLEST, "png"), (report.TALLEST * 2, "jpeg")):
-        Image.fromarray(np.zeros((height, 2 * height, 3), np.uint8)).save(tmp_path / "strip.png")
-        uri = report.strip_uri(tmp_path / "strip.png")
-        assert uri is not None and uri.startswith(f"data:image/{kind};base64,")
-
-
 def test_damaged_samples_are_left_out(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = shutil.copytree(runs[0], tmp_path / "run")
     os.truncate(run / "samples" / "step-000003.png", 60)
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(bytes(100) + b"\n")
-    assert [*report.read(run, "run").samples] == [0, 5]
+    samples = report.read(run, "run").samples
+    assert samples is not None and [*samples.steps] == [0, 5]
     said = capsys.readouterr().err
     assert "metrics.jsonl: line 7" in said and "step-000003.png" in said
 
@@ -178,7 +188,7 @@ def test_runs_with_other_numbers_of_images_are_told(runs: list[Path]):
     one = report.read(runs[0], "one")
     more = dataclasses.replace(one.config, evaluation=EvaluationConfig(images_per_tag=77))
     images = one.config.evaluation.images_per_tag
-    assert f"over {images} or 77 images" in report.report([one, dataclasses.replace(one, config=more)])
+    assert f"over {images} or 77 samples" in report.report([one, dataclasses.replace(one, config=more)])
 
 
 def test_what_is_no_run(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]):
@@ -201,26 +211,42 @@ def test_the_slider_and_the_curves_in_a_browser(page: Path, tmp_path: Path):
     seen = act(
         page,
         """
-        const strips = () => [...document.querySelectorAll("[data-strip]")].map(image => image.src);
-        const time = document.getElementById("time"), end = strips(), found = {end};
+        const runs = () => [...document.querySelectorAll(".samples")].map(each =>
+          [...each.querySelectorAll(".pair")].map(pair => [...pair.querySelectorAll("img")].map(image => image.src)));
+        const time = document.getElementById("time"), end = runs(), found = {end};
         slide(time, 0);
-        found.start = strips();
+        found.start = runs();
         slide(time, 1);
-        found.middle = strips();
+        found.middle = runs();
+        found.verdict = document.querySelector(".pair").textContent.replace(/\\s+/g, " ").trim();
+        document.querySelectorAll("button.pair")[1].click();
+        const large = document.getElementById("large"), press = key =>
+          large.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+        const sizes = () => [large.open, ...[...large.querySelectorAll("img")].map(image => image.src)];
+        found.large = sizes();
+        press("ArrowLeft");
+        found.previous = sizes();
+        large.querySelector("form button").click();
+        found.closed = large.open;
         found.now = document.getElementById("now").textContent;
         const figure = document.querySelector('[data-panel="heldout"]');
         point(figure.querySelector("svg"), 0.99, 0.5);
         found.readout = figure.querySelector("output").textContent;
         found.paths = [...figure.querySelectorAll("path")].map(path => path.getAttribute("stroke"));
         found.empty = [...document.querySelectorAll("[data-panel]")].filter(each => !each.querySelector("path")).length;
-        found.shown = [...document.querySelectorAll(".strips img")].every(image => image.naturalWidth > 0);
+        found.shown = [...document.querySelectorAll(".samples img")].every(image => image.naturalWidth > 0);
         return found;
         """,
     )
-    whole, killed = (dict(each) for each in samples)
-    assert seen["end"] == [whole[5], killed[0]]
-    assert seen["start"] == [whole[0], killed[0]]
-    assert seen["middle"] == [whole[3], killed[0]] and seen["now"] == "step 3"
+    (first, third, last), (killed,) = ([[one for one, _, _ in shown] for _, shown in each] for each in samples)
+    unchanged = [[one, one] for one in killed]
+    assert seen["end"] == [[[*pair] for pair in zip(first, last, strict=True)], unchanged]
+    assert seen["start"] == [[[one, one] for one in first], unchanged]
+    assert seen["middle"] == [[[*pair] for pair in zip(first, third, strict=True)], unchanged]
+    assert re.fullmatch(r"step 0 · score 0\.\d{3}\s*step 3 · score 0\.\d{3}", seen["verdict"])
+    assert seen["now"] == "step 3"
+    assert seen["large"] == [True, first[1], third[1]] and seen["previous"] == [True, first[0], third[0]]
+    assert seen["closed"] is False
     assert re.fullmatch(r"step 5: whole 0\.\d+", seen["readout"])
     assert seen["paths"] == list(report.COLORS[:2])
     assert seen["empty"] == 0 and seen["shown"]
@@ -235,11 +261,12 @@ def test_the_slider_and_the_curves_in_a_browser(page: Path, tmp_path: Path):
 @needs_browser
 def test_pointing_at_a_token_in_a_browser(runs: list[Path]):
     with np.load(runs[0] / "heatmap/maps.npz") as saved:
-        entropy, tokens = saved["entropy"], saved["tokens"]
+        gradient, tokens = saved["entropy_gradient"], saved["tokens"]
     seen = act(
         runs[0] / "heatmap/heatmap.html",
         """
-        const cell = document.querySelectorAll('td[data-map="entropy"]')[1], canvas = cell.querySelector("canvas");
+        const cell = document.querySelectorAll('figure[data-map="entropy_gradient"]')[1];
+        const canvas = cell.querySelector("canvas");
         point(canvas, 0.6, 0.3);
         const mark = cell.querySelector(".mark"), found = {readout: document.getElementById("readout").textContent};
         found.mark = [mark.style.display, mark.style.left, mark.style.top, mark.style.width];
@@ -251,16 +278,23 @@ def test_pointing_at_a_token_in_a_browser(runs: list[Path]):
         found.size = canvas.clientWidth;
         document.getElementById("lines").click();
         found.lines = getComputedStyle(cell.querySelector(".grid")).display;
-        [...document.querySelectorAll("#shown label")].at(-1).querySelector("input").click();
-        const hidden = each => each.style.display === "none";
-        found.hidden = [...document.querySelectorAll("td[data-map]")].filter(hidden).length;
+        canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+        canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowUp"}));
+        found.moved = document.getElementById("readout").textContent.match(/row \\d, column \\d/)[0];
+        const folds = [...document.querySelectorAll("details")], folded = folds[0].querySelectorAll("figure");
+        found.folded = [folds.length, ...[...folded].map(each => each.dataset.map)];
+        const own = document.querySelectorAll(".row")[0].querySelectorAll(":scope > .maps > [data-map]");
+        found.own = [...own].map(each => each.dataset.map);
+        found.wide = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
         return found;
         """,
     )
     token = 1 * 4 + 2  # of a 4 x 4 grid: 0.6 across is column 2, 0.3 down is row 1
-    value = float(f"{entropy[1, token]:.4g}")
+    value = float(f"{gradient[1, token]:.4g}")
     where = f"image 1, token {token} (row 1, column 2), code {tokens[1, token]}"
-    assert seen["readout"] == f"entropy, nats: {value}  ·  {where}"
+    assert seen["readout"] == f"smoothed entropy gradient: {value}  ·  {where}"
     assert seen["mark"] == ["block", "50%", "25%", "25%"] and seen["gone"] == "none"
     assert (seen["opacity"], seen["size"], seen["lines"]) == ("0.25", 320, "none")
-    assert seen["hidden"] == 2 + 1  # of two images, and the colour bar
+    assert seen["moved"] == "row 0, column 3" and seen["wide"]
+    assert seen["own"] == ["critical", "entropy_gradient", "similarity", "mask", "credit"]
+    assert seen["folded"] == [2, "kl", "cfg", "entropy", "entropy_edges"]

@@ -1,0 +1,48 @@
+"""Two evaluations of the same held-out samples, by prompt: what was won, what was lost, how sure the change is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean
+
+from t2i_rl.training.samples import Verdict
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Of so many prompts, those with a higher mean score than before and those with a lower one.
+
+    error: the standard error, over prompts, of the change of the held-out score, which is the mean over tags; None
+        where a tag has a single prompt.
+    """
+
+    prompts: int
+    won: int
+    lost: int
+    error: float | None
+
+
+def paired(before: Sequence[Verdict], now: Sequence[Verdict]) -> Paired | None:
+    """None where the two are not of the same samples, or are of none."""
+    if not before or [(one.number, one.prompt) for one in before] != [(one.number, one.prompt) for one in now]:
+        return None
+    by_tag: dict[str, dict[int, list[float]]] = {}
+    for first, last in zip(before, now, strict=True):
+        by_tag.setdefault(first.tag, {}).setdefault(first.number, []).append(last.score - first.score)
+    changes = [fmean(found) for prompts in by_tag.values() for found in prompts.values()]
+    variances = [_variance([*prompts.values()]) for prompts in by_tag.values()]
+    known = [variance for variance in variances if variance is not None]
+    error = sqrt(sum(known)) / len(by_tag) if len(known) == len(variances) else None
+    return Paired(len(changes), sum(one > 0 for one in changes), sum(one < 0 for one in changes), error)
+
+
+def _variance(changes: Sequence[Sequence[float]]) -> float | None:
+    """Of the mean over all samples of a tag, which its prompts share as clusters: sum_i (n_i (d_i - d))^2 m/(m-1) / n^2
+    for the mean d_i of the n_i samples of prompt i of m.
+    """
+    prompts, samples = len(changes), sum(map(len, changes))
+    if prompts == 1:
+        return None
+    mean = sum(map(sum, changes)) / samples
+    squares = sum((sum(one) - len(one) * mean) ** 2 for one in changes)
+    return squares * prompts / (prompts - 1) / samples**2
