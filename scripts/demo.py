@@ -4,7 +4,7 @@
     python scripts/demo.py --reward shapes@http://127.0.0.1:8100     the same run on a reward that is served
 
 Writes `runs/demo` anew: the run itself, `summary.json` (held-out accuracy before and after, overall and per
-tag; seconds), heatmaps before and after, and `report.html`, which shows the run in one page.
+tag; seconds), a heatmap of before and after side by side, and `report.html`, which shows the run in one page.
 """
 
 import dataclasses
@@ -83,15 +83,9 @@ def main(reward: RewardSpecification = SETTINGS.reward) -> None:
     trained = load(str(newest))
     console.print("Judging the trained model …")
     after = scores(held_out(trained, SETTINGS.seed))
-    for name, policy, reference, what in (
-        ("heatmap_before", base, None, "before training"),
-        ("heatmap_after", trained, base, f"after {SETTINGS.steps} steps, against before"),
-    ):
-        sampling = SETTINGS.rollout.sampling
-        maps = token_maps(
-            policy, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, SETTINGS.seed, reference, run_method(SETTINGS), what
-        )
-        save(maps, RUN / name)
+    what, method = f"after {SETTINGS.steps} steps, against before", run_method(SETTINGS)
+    sampling, seed = SETTINGS.rollout.sampling, SETTINGS.seed
+    save(token_maps(trained, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, seed, base, method, what), RUN / "heatmap")
     summary = {"before": before, "after": after, "seconds": round(time.time() - began, 1)}
     write_atomically(RUN / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_atomically(RUN / report.REPORT, report.report([report.read(RUN, RUN.name)]))
@@ -101,8 +95,7 @@ def main(reward: RewardSpecification = SETTINGS.reward) -> None:
         (report.REPORT, "the whole run in one page: curves, samples through training, heatmaps, settings"),
         ("reward.png", "the reward and the held-out score against steps"),
         ("samples.png", "the same prompts and noise over the steps"),
-        ("heatmap_before/heatmap.html", "which tokens the prompt decides, before training"),
-        ("heatmap_after/heatmap.html", "the same after training, with the divergence from the base model"),
+        ("heatmap/heatmap.html", "which tokens the prompt decides before training and after, and what became likelier"),
         ("summary.json", "these figures"),
     ):
         console.print(f"  {RUN / file}: {what}", highlight=False, soft_wrap=True)

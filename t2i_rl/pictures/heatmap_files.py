@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from numpy import ndarray
 
 from t2i_rl.outputs import whole_folder
 from t2i_rl.pictures.figures import new_figure, ornament, save_figure
@@ -25,6 +27,7 @@ PANEL, GAP, TITLE, BAR, LEFT, EDGE = 1.7, 0.1, 0.3, 0.45, 0.6, 0.12
 HEAT = 0.68  # opacity of the map over the image
 COLUMNS = 6  # maps side by side in a figure of at most as many rows; more go below
 ROWS = 12  # of the figure, one per image and scale; the page has them all
+SIDE, LARGE, LARGE_SIDE = 168, 192, 264  # of a panel of the page, pixels; of one whose image is above LARGE
 
 
 def save(maps: TokenMaps, folder: Path) -> None:
@@ -32,6 +35,9 @@ def save(maps: TokenMaps, folder: Path) -> None:
     with whole_folder(folder) as aside:
         arrays = {"prompt": np.array(maps.prompt), "images": maps.images, "tokens": maps.tokens}
         arrays |= {"source": np.array(maps.source), "labels": np.array(maps.labels)}
+        if maps.before is not None:
+            found = {"images": maps.before.images, "tokens": maps.before.tokens, **maps.before.maps}
+            arrays |= {f"before_{name}": values for name, values in found.items()}
         np.savez_compressed(
             aside / "maps.npz", allow_pickle=False, layout=np.array(maps.layout.maps), **arrays, **maps.maps
         )
@@ -83,7 +89,7 @@ def draw(maps: TokenMaps) -> Figure:
         for column, name in enumerate(band, start=1):
             panels = [axes(number, row, column) for row in range(rows)]
             heat = _draw_map(panels, maps, name)
-            _draw_scale(axes(number, rows, column, high=0.1), LOOKS[name], heat, beyond(maps, name))
+            _draw_scale(axes(number, rows, column, high=0.1), LOOKS[name], heat, beyond(LOOKS[name], maps.maps[name]))
     return figure
 
 
@@ -115,10 +121,10 @@ def _draw_map(panels: Sequence[Axes], maps: TokenMaps, name: str) -> AxesImage:
     return heat
 
 
-def beyond(maps: TokenMaps, name: str) -> tuple[bool, bool]:
+def beyond(look: Look, values: Float[ndarray, "..."]) -> tuple[bool, bool]:
     """Whether a map has values below and above those that its colours span."""
-    low, high = LOOKS[name].limits(maps.maps[name])
-    return bool(maps.maps[name].min() < low), bool(maps.maps[name].max() > high)
+    low, high = look.limits(values)
+    return bool(values.min() < low), bool(values.max() > high)
 
 
 def _draw_scale(bar: Axes, look: Look, heat: AxesImage, cut: tuple[bool, bool]) -> None:
@@ -146,24 +152,38 @@ def _draw_grid(panel: Axes, size: tuple[int, int], extent: tuple[int, int, int, 
 
 
 def page(maps: TokenMaps) -> str:
-    """The HTML page: images as data URIs, maps as numbers that its own script draws."""
+    """The HTML page: images as data URIs, maps as numbers that its own script draws; the method's own come first.
+
+    A map has one scale before and after.
+    """
     shown = []
-    for name, values in maps.maps.items():
-        look = LOOKS[name]
+    for name in [*maps.own, *(name for name in maps.maps if name not in maps.own)]:
+        look, values = LOOKS[name], maps.maps[name]
+        before = None if maps.before is None else maps.before.maps.get(name)
+        both = values if before is None else np.concatenate([before, values])
         colors = np.round(255 * to_rgba_array(look.palette.colors)[:, :3]).astype(int)
         shown.append(
             {
                 "name": name,
                 "title": look.title,
                 "meaning": look.meaning,
-                "limits": look.limits(values),
-                "beyond": beyond(maps, name),
+                "own": name in maps.own,
+                "limits": look.limits(both),
+                "beyond": beyond(look, both),
                 "colors": colors.tolist(),
                 "classes": look.classes or None,
-                "values": [[float(f"{value:.4g}") for value in row] for row in values],
+                "values": _rounded(values),
+                "before": None if before is None else _rounded(before),
             }
         )
     # The values are rounded for the page; maps.npz has them in full.
     data = {"layout": maps.layout.maps, "tokens": maps.tokens.tolist(), "maps": shown}
-    rows = [(data_uri(image), label) for image, label in zip(maps.images, maps.labels, strict=True)]
-    return render("heatmap.html.j2", prompt=maps.prompt, source=maps.source, rows=rows, data=data)
+    data["before"] = maps.before and maps.before.tokens.tolist()
+    earlier = [None] * len(maps.images) if maps.before is None else [*map(data_uri, maps.before.images)]
+    rows = list(zip(earlier, map(data_uri, maps.images), maps.labels, strict=True))
+    side = SIDE if maps.images.shape[1] <= LARGE else LARGE_SIDE
+    return render("heatmap.html.j2", prompt=maps.prompt, source=maps.source, rows=rows, data=data, side=side)
+
+
+def _rounded(values: Float[ndarray, "G N"]) -> list[list[float]]:
+    return [[float(f"{value:.4g}") for value in row] for row in values]

@@ -74,10 +74,12 @@ class Look:
 
 LOOKS = {
     "kl": Look("KL(cond || uncond), nats", "what the prompt changes in the prediction of each token"),
-    "cfg": Look("cfg weight (rank of KL)", "the method cfg: the rank of that divergence in its image", scale="unit"),
+    "cfg": Look("cfg weight (rank of KL)", "the method cfg: the rank of that KL in its image", scale="unit"),
     "entropy": Look("entropy, nats", "how open the guided distribution was", "magma"),
-    "entropy_edges": Look("entropy gradient", "length of the gradient of the entropy as it is", "magma"),
-    "entropy_gradient": Look("smoothed entropy gradient", "the same after the local mean: high at edges", "magma"),
+    "entropy_edges": Look("entropy gradient", "how fast the entropy changes from token to token", "magma"),
+    "entropy_gradient": Look(
+        "smoothed entropy gradient", "how fast the entropy's local mean changes: high at edges", "magma"
+    ),
     "similarity": Look("similarity in the group", "mean cosine of the group's tokens at this place", "cividis"),
     "critical": Look(
         "critical tokens",
@@ -115,6 +117,8 @@ class TokenMaps:
 
     source: which policy and method they show, in one sentence.
     labels: what is known of each image.
+    own: the maps that say what the method does (`own_maps`); the page folds the others.
+    before: those of the reference for the same prompt and noise, where there is one.
     """
 
     prompt: str
@@ -124,6 +128,8 @@ class TokenMaps:
     maps: Mapping[str, Float[ndarray, "G N"]]
     source: str
     labels: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    before: "TokenMaps | None" = None
 
     def pictures(self, name: str) -> list[Float[ndarray, "G h w"]]:
         """One map, split into the layout's two-dimensional ones."""
@@ -134,7 +140,8 @@ class TokenMaps:
         for name in names:
             if name not in self.maps:
                 raise UserError(f"there is no map {name!r} here: choose from {', '.join(self.maps)}")
-        return replace(self, maps={name: self.maps[name] for name in names})
+        before = self.before and self.before.only([name for name in names if name in self.before.maps])
+        return replace(self, maps={name: self.maps[name] for name in names}, own=tuple(names), before=before)
 
 
 @torch.no_grad()
@@ -148,7 +155,8 @@ def token_maps(
     method: Method | None = None,
     source: str = "",
 ) -> TokenMaps:
-    """Sample one group and measure every map of `LOOKS`; those about a reference only with a reference policy.
+    """Sample one group and measure every map of `LOOKS`; those about a reference only with a reference policy, which
+    then draws a group of its own for comparison.
 
     method: whose updated tokens and credit are shown; `critical` if not given, for a next-scale model with its running
         weight over scales.
@@ -178,7 +186,10 @@ def token_maps(
         raise UserError(f"{error}: show it in a training run instead, with --from-run") from error
     labels = [f"image {number}" for number in range(group_size)]
     shown = f"{source} · guidance {sampling.guidance_scale:g}, seed {seed} · method {chosen.name}"
-    return maps_of(policy, rollout, credit, chosen, reference, shown, labels)
+    found = maps_of(policy, rollout, credit, chosen, reference, shown, labels)
+    if reference is None:
+        return found
+    return replace(found, before=token_maps(reference, prompt, group_size, sampling, seed, None, chosen, source))
 
 
 @torch.no_grad()
@@ -225,7 +236,22 @@ def maps_of(
     images = rollout.images(policy)[0].permute(0, 2, 3, 1)
     maps = {name: values[0].float().cpu().numpy().copy() for name, values in found.items()}
     tokens = rollout.tokens[0].cpu().numpy()
-    return TokenMaps(rollout.prompts[0], images.cpu().numpy(), tokens, layout, maps, source, tuple(labels))
+    own = own_maps(method, maps)
+    return TokenMaps(rollout.prompts[0], images.cpu().numpy(), tokens, layout, maps, source, tuple(labels), own)
+
+
+def own_maps(method: Method, maps: Mapping[str, Float[ndarray, "G N"]]) -> tuple[str, ...]:
+    """Which of the maps say what the method does: what its credit looks at, and what it makes of that, where that
+    differs between tokens; and how far the policy is from the reference.
+    """
+    statistics, made = method.credit.statistics, [name for name in ("mask", "credit") if np.ptp(maps[name]) > 0]
+    names = ["kl"] * ("kl_cond_uncond" in statistics)
+    if isinstance(method.credit, CriticalTokens):
+        names += ["critical", "entropy_gradient", "similarity"]
+    elif "entropy" in statistics:
+        names += ["entropy"]
+    names += [*made, "advantage", "divergence", *["running_weight"] * (method.dynamic is not None)]
+    return tuple(name for name in names if name in maps) or ("kl", "entropy")
 
 
 def class_codes(classes: Mapping[str, Tensor]) -> Tensor:

@@ -59,6 +59,30 @@ def test_the_default_method_updates_the_critical_tokens_with_the_running_weight(
     assert not np.array_equal(maps.maps["entropy_edges"], maps.maps["entropy_gradient"])
 
 
+def test_what_the_reference_draws_from_the_same_noise_stands_before(maps: TokenMaps):
+    alone = token_maps(random_janus(seed=1), PROMPT, 3, SAMPLING, seed=2)
+    assert maps.before is not None and maps.before.maps.keys() == alone.maps.keys()
+    np.testing.assert_array_equal(maps.before.images, alone.images)
+    for name, values in alone.maps.items():
+        np.testing.assert_array_equal(maps.before.maps[name], values)
+    assert not np.array_equal(maps.images, alone.images)
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("critical", ("critical", "entropy_gradient", "similarity", "mask", "credit", "divergence", "running_weight")),
+        ("cfg", ("kl", "credit", "divergence")),
+        ("grpo", ("divergence",)),
+    ],
+)
+def test_the_maps_of_the_method_itself(policy: JanusPolicy, method: str, own: tuple[str, ...]):
+    chosen = find_method(method)
+    assert token_maps(policy, PROMPT, 2, SAMPLING, 0, random_janus(seed=1), chosen).own == own
+    alone = token_maps(policy, PROMPT, 2, SAMPLING, 0, None, chosen).own
+    assert alone == (tuple(name for name in own if name not in WITH_REFERENCE) or ("kl", "entropy"))
+
+
 def test_the_credit_of_another_method(policy: JanusPolicy):
     maps = token_maps(policy, PROMPT, 3, SAMPLING, seed=2, method=find_method("cfg[credit.normalize=topk]"))
     assert (maps.maps["mask"] == 1).all() and set(maps.maps["credit"].flat) == {0.0, 1.0}
@@ -67,7 +91,10 @@ def test_the_credit_of_another_method(policy: JanusPolicy):
 
 
 def test_a_choice_of_maps(maps: TokenMaps):
-    assert list(maps.only(["mask", "kl"]).maps) == ["mask", "kl"]
+    chosen = maps.only(["divergence", "kl"])
+    assert [*chosen.maps] == [*chosen.own] == ["divergence", "kl"]
+    assert chosen.before is not None and [*chosen.before.maps] == ["kl"]
+    assert inline_data(page(chosen))["maps"][1]["before"] is not None
     with pytest.raises(UserError, match="no map 'kk' here: choose from kl, cfg"):
         maps.only(["kk"])
 
@@ -78,7 +105,7 @@ def test_a_next_scale_model_has_a_running_weight_per_scale():
     assert [picture.shape[1:] for picture in maps.pictures("kl")] == list(policy.layout.maps)
     for scale in maps.pictures("running_weight"):
         assert (scale == scale[:, :1, :1]).all()
-    assert page(maps).count('<tr class="row">') == 2 * len(policy.layout.maps)
+    assert page(maps).count('<section class="row">') == 2 * len(policy.layout.maps)
 
 
 def test_a_policy_does_not_diverge_from_itself(policy: JanusPolicy):
@@ -114,6 +141,9 @@ def test_the_files(maps: TokenMaps, tmp_path: Path):
         np.testing.assert_array_equal(saved["images"], maps.images)
         for name, values in maps.maps.items():
             np.testing.assert_array_equal(saved[name], values)
+        assert maps.before is not None
+        np.testing.assert_array_equal(saved["before_images"], maps.before.images)
+        np.testing.assert_array_equal(saved["before_kl"], maps.before.maps["kl"])
     with Image.open(tmp_path / "out/heatmap.png") as figure:
         pixels = np.asarray(figure.convert("RGB"))
     assert pixels.shape[1] > pixels.shape[0] and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
@@ -129,12 +159,19 @@ def test_a_folder_in_use_is_left_alone(maps: TokenMaps, tmp_path: Path):
 def test_the_page_needs_nothing_else_and_holds_every_value(maps: TokenMaps):
     html = page(maps)
     assert not re.search(r"https?://|<link|<script src|url\(", html)
-    assert html.count("data:image/png;base64,") == 3
-    data = inline_data(html)
-    assert data["tokens"] == maps.tokens.tolist()
-    for shown in data["maps"]:
-        np.testing.assert_allclose(shown["values"], maps.maps[shown["name"]], rtol=1e-3)
-        (low, high), values = shown["limits"], maps.maps[shown["name"]]
+    assert html.count("data:image/png;base64,") == 6
+    data, before = inline_data(html), maps.before
+    assert before is not None
+    assert data["tokens"] == maps.tokens.tolist() and data["before"] == before.tokens.tolist()
+    assert [shown["name"] for shown in data["maps"] if shown["own"]] == [*maps.own]
+    for number, shown in enumerate(data["maps"]):
+        (low, high), values, name = shown["limits"], maps.maps[shown["name"]], shown["name"]
+        assert shown["own"] == (number < len(maps.own))
+        np.testing.assert_allclose(shown["values"], values, rtol=1e-3)
+        assert (shown["before"] is None) == (name in WITH_REFERENCE)
+        if shown["before"] is not None:  # one scale for both
+            np.testing.assert_allclose(shown["before"], before.maps[name], rtol=1e-3)
+            values = np.concatenate([values, before.maps[name]])
         assert [values.min() < low, values.max() > high] == shown["beyond"]
         assert ((low <= values) & (values <= high)).mean() >= 0.95
 
@@ -149,7 +186,7 @@ def test_layouts_of_several_maps_have_a_row_each(maps: TokenMaps, tmp_path: Path
     several = dataclasses.replace(maps, layout=layout)
     assert [picture.shape for picture in several.pictures("kl")] == [(3, 2, 2), (3, 3, 4)]
     np.testing.assert_array_equal(several.pictures("kl")[1].reshape(3, 12), maps.maps["kl"][:, 4:])
-    assert page(several).count('<tr class="row">') == 6
+    assert page(several).count('<section class="row">') == 6
     save(several, tmp_path / "several")
     save(maps, tmp_path / "one")
     heights = [Image.open(tmp_path / name / "heatmap.png").height for name in ("several", "one")]
