@@ -36,8 +36,8 @@ class Heatmap(Drawing):
         contrast: of a model that answers in text: the negative prompt that it is compared with.
         max_tokens: of an answer.
         group_size: images of the prompt; similarity compares them.
-        reference: a second checkpoint of the model, such as what it began with: what that draws from the same noise stands
-            beside, and the divergence from it.
+        reference: a second checkpoint of the model, such as what it began with: what that draws from the same noise
+            stands beside, and the divergence from it.
         method: whose updated tokens and credit are shown; if not given, critical, of answers cfg-text.
         from_run: a run folder, instead of a prompt and a model.
         step: of the run, from 1.

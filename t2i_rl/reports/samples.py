@@ -73,11 +73,11 @@ def read_samples(
     if not found:
         return None
     first, last = min(found), max(found)
-    asked = _asked(config, kept.get(last, [])) or [Asked("")]  # not known any more: then as one wide picture
+    asked = _asked(config, kept.get(last, []), len(kept.get(last, [])) or round(found[last].width / found[last].height))
     shown = {
         step: [
             _shown(picture_uri(one, whole=step in (first, last)), kept.get(step, []), place)
-            for place, one in enumerate(np.split(np.asarray(strip.convert("RGB")), len(asked), axis=1))
+            for place, one in enumerate(np.array_split(np.asarray(strip.convert("RGB")), len(asked), axis=1))
         ]
         for step, strip in found.items()
     }
@@ -89,7 +89,7 @@ def _answers(
 ) -> Samples | None:
     if not texts:
         return None
-    asked = _asked(config, kept.get(max(texts), []))
+    asked = _asked(config, kept.get(max(texts), []), len(texts[max(texts)]))
     shown = {
         step: [_shown(text, kept.get(step, []), place) for place, text in enumerate(found)]
         for step, found in sorted(texts.items())
@@ -103,15 +103,16 @@ def _shown(content: str, kept: Sequence[Verdict], place: int) -> Shown:
     return Shown(content) if found is None else Shown(content, found.said, found.right)
 
 
-def _asked(config: TrainConfig, kept: Sequence[Verdict]) -> list[Asked]:
-    """What the samples were asked, by their verdicts; without those by the prompts, unless these are not there."""
+def _asked(config: TrainConfig, kept: Sequence[Verdict], samples: int) -> list[Asked]:
+    """What so many samples were asked, by their verdicts; without those by the prompts, unless these are not there."""
     try:
         heldout = prompts_of(config, "heldout")
         judged = list({one.key: one for one in balanced(heldout, config.evaluation.images_per_tag)}.values())
         prompts = [judged[one.number] for one in kept] or balanced(heldout, 2)[:KEPT_BEFORE]
-        return [_told(one, _picture(config, one)) for one in prompts]
+        asked = [_told(one, _picture(config, one)) for one in prompts]
     except UserError:  # a file is not there any more, or is another
-        return [_told(Prompt(one.prompt, {"tag": one.tag})) for one in kept]
+        asked = [_told(Prompt(one.prompt, {"tag": one.tag})) for one in kept]
+    return asked if len(asked) == samples else [Asked("")] * samples
 
 
 def _told(prompt: Prompt, picture: str = "") -> Asked:

@@ -21,9 +21,9 @@ def test_the_demo_ends_with_what_it_names(
     monkeypatch.setattr(demo, "IMAGES_PER_TAG", 1)
     demo.main()
     named = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  runs/")]
-    assert len(named) == 6 and "runs/demo/report.html" in named
+    assert len(named) == 5 and "runs/demo/report.html" in named
     assert all((tmp_path / name).stat().st_size for name in named)
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
     assert summary["before"].keys() == summary["after"].keys() > {"overall", "counting"}
     page = (tmp_path / "runs/demo/report.html").read_text()
-    assert "1 of 1" in page and page.count("<iframe") == 2
+    assert "1 of 1" in page and page.count("<iframe") == 1

@@ -1,5 +1,6 @@
 """The held-out score: what is right where a part of the reward says so, else the mean."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from numpy import ndarray
 
 from rewards.compose import Composite, Member
 from rewards.reward import Scores
+from t2i_rl.parallel.ranks import Ranks
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
@@ -55,6 +57,33 @@ def test_every_sample_is_judged_and_some_are_kept():
     plain = evaluate(policy, prompts, Brightness(), Sampling(), 3, batch=4)
     assert [one.right for one in plain.judged] == [None] * 3
     assert plain.overall == pytest.approx(sum(one.score for one in plain.judged) / 3)
+
+
+class OfTwo(Ranks):
+    """The second of two processes knows what both have told, the first only what it told itself."""
+
+    world = 2
+
+    def __init__(self, rank: int, told: list[str]) -> None:
+        self.rank, self.told = rank, told
+
+    def each(self, value: Any) -> list[Any]:
+        self.told.append(json.dumps(value))
+        return [json.loads(one) for one in self.told]
+
+
+def test_two_processes_judge_and_keep_what_one_does():
+    policy, prompts = random_janus(), [Prompt(f"a photo of {number} rings") for number in range(3)]
+    alone = evaluate(policy, prompts, Verdicts(), Sampling(), 3, batch=4, keep=[0, 2])
+    told = list[str]()
+    first, both = (
+        evaluate(policy, prompts, Verdicts(), Sampling(), 3, 4, ranks=OfTwo(rank, told), keep=[0, 2]) for rank in (0, 1)
+    )
+    assert first.images == 1 and (both.overall, both.images) == (alone.overall, 3)
+    for one, other in zip(both.judged, alone.judged, strict=True):
+        assert replace(one, sample=None) == replace(other, sample=None)
+        assert np.array_equal(one.sample, other.sample)
+    assert [one.sample is None for one in both.judged] == [False, True, False]
 
 
 def test_a_sum_is_judged_by_its_verdict_and_by_its_mean_where_there_are_two():
