@@ -50,12 +50,6 @@ class Samples:
     steps: Mapping[int, Sequence[Shown]]
     side: int = 0
 
-    @property
-    def cards(self) -> list[tuple[Asked, Shown, Shown]]:
-        """Each prompt with its first sample and its last."""
-        first, *_, last = [*self.steps.values()] * 2
-        return list(zip(self.asked, first, last, strict=True))
-
 
 def read_samples(
     run: Path, config: TrainConfig, steps: Sequence[int], verdicts: Mapping[int, Sequence[Verdict]]

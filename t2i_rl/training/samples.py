@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -72,20 +73,21 @@ def save_samples(folder: Path, step: int, judged: Sequence[Prompt], found: Evalu
     else:
         save_answers(answers_path(folder, step), [one.sample for one in found.judged if isinstance(one.sample, str)])
     numbers = {key: number for number, key in enumerate(dict.fromkeys(prompt.key for prompt in judged))}
-    lines, place = list[str](), 0
-    for one in found.judged:
-        prompt, held = judged[one.prompt], one.sample is not None
-        verdict = Verdict(
+    places = count()
+    verdicts = [
+        Verdict(
             prompt.text,
             tag_of(prompt),
             numbers[prompt.key],
             one.score,
             one.right,
             one.reason,
-            place if held else None,
+            None if one.sample is None else next(places),
         )
-        place += held
-        lines.append(json.dumps(asdict(verdict), ensure_ascii=False) + "\n")
+        for one in found.judged
+        for prompt in (judged[one.prompt],)
+    ]
+    lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts]
     write_atomically(verdicts_path(folder, step), "".join(lines))
 
 

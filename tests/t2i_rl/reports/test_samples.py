@@ -40,24 +40,24 @@ def test_before_and_now_with_what_was_thought_of_them(tmp_path: Path):
     verdicts = {step: read_verdicts(tmp_path / SAMPLES, step) for step in (0, 30)}
     found = read_samples(tmp_path, CONFIG, [0, 30, 60], verdicts)
     assert found is not None and found.side == 6 and list(found.steps) == [0, 30]
-    cards = found.cards
+    first, last = found.steps.values()
     tags = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
-    assert [asked.tag for asked, _, _ in cards] == [tag for tag in tags for _ in range(2)]
-    assert all(asked.text.startswith("a photo of") for asked, _, _ in cards)
-    assert cards[1][1] == Shown(data_uri(pictures(2, 0)[1]), "right", True)
-    assert cards[11][1] == Shown(data_uri(pictures(12, 0)[11]), "wrong: no ring", False)
-    assert cards[11][2] == Shown(data_uri(pictures(12, 30)[11]), "wrong: two rings", False)
+    assert [asked.tag for asked in found.asked] == [tag for tag in tags for _ in range(2)]
+    assert all(asked.text.startswith("a photo of") for asked in found.asked)
+    assert first[1] == Shown(data_uri(pictures(2, 0)[1]), "right", True)
+    assert first[11] == Shown(data_uri(pictures(12, 0)[11]), "wrong: no ring", False)
+    assert last[11] == Shown(data_uri(pictures(12, 30)[11]), "wrong: two rings", False)
 
 
 def test_earlier_runs_have_fewer_samples_without_verdicts(tmp_path: Path):
     save_strip(strip_path(tmp_path / SAMPLES, 0), pictures(KEPT_BEFORE, 0))
     found = read_samples(tmp_path, CONFIG, [0], {0: []})
-    assert found is not None and len(found.cards) == 8
-    assert {asked.tag for asked, _, _ in found.cards} == {"single_object", "two_object", "counting", "colors"}
-    assert all(before is now and before.said == "" and before.right is None for _, before, now in found.cards)
+    assert found is not None and len(found.steps[0]) == 8
+    assert {asked.tag for asked in found.asked} == {"single_object", "two_object", "counting", "colors"}
+    assert all(one.said == "" and one.right is None for one in found.steps[0])
     evaluated(tmp_path, 30, 0, "")  # resumed with today's code
     found = read_samples(tmp_path, CONFIG, [0, 30], {30: read_verdicts(tmp_path / SAMPLES, 30)})
-    assert found is not None and list(found.steps) == [30] and len(found.cards) == 12
+    assert found is not None and list(found.steps) == [30] and len(found.asked) == 12
 
 
 def test_prompts_that_are_gone(tmp_path: Path):
@@ -67,7 +67,7 @@ def test_prompts_that_are_gone(tmp_path: Path):
     assert found is not None and [asked.tag for asked in found.asked][::6] == ["single_object", "colors"]
     found = read_samples(tmp_path, gone, [0], {0: []})
     assert found is not None and [asked.text for asked in found.asked] == [""] * 12
-    assert pixels(found.cards[0][1].content).shape == (6, 6, 3)
+    assert pixels(found.steps[0][0].content).shape == (6, 6, 3)
     assert read_samples(tmp_path, gone, [9], {}) is None
 
 
@@ -79,13 +79,13 @@ def test_answers_stand_beside_the_pictures_of_their_questions(tmp_path: Path):
         save_samples(tmp_path / SAMPLES, step, judged, Evaluation({}, 0, len(found), {}, found))
     verdicts = {step: read_verdicts(tmp_path / SAMPLES, step) for step in (0, 4)}
     samples = read_samples(tmp_path, config, [0, 4], verdicts)
-    assert samples is not None and samples.side == 0 and len(samples.cards) == 15
-    asked, before, now = samples.cards[0]
+    assert samples is not None and samples.side == 0 and len(samples.asked) == 15
+    asked, (before, *_), (now, *_) = samples.asked[0], *samples.steps.values()
     assert asked.tag == "count" and "<image>" not in asked.text and asked.picture.startswith("data:image/png")
     assert (before, now) == (Shown("step 0", "right", True), Shown("step 4", "right", True))
     save_answers(answers_path(tmp_path / SAMPLES, 4), ["fewer"])
     samples = read_samples(tmp_path, config, [0, 4], verdicts)
-    assert samples is not None and list(samples.steps) == [4] and samples.cards[0][0].text == ""
+    assert samples is not None and list(samples.steps) == [4] and samples.asked[0].text == ""
 
 
 @pytest.mark.parametrize(
