@@ -59,6 +59,19 @@ def test_every_sample_is_judged_and_some_are_kept():
     assert plain.overall == pytest.approx(sum(one.score for one in plain.judged) / 3)
 
 
+class Graded(Brightness):
+    """As answers in text are: every second one is right, and the score is another number."""
+
+    def score(self, images: Sequence[ndarray], prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Scores:
+        return replace(super().score(images, prompts, metadata), parts={"accuracy": torch.arange(len(images)) % 2.0})
+
+
+def test_a_grade_says_what_is_right_and_leaves_the_score():
+    prompts = [Prompt("a ring"), Prompt("a cross")]
+    graded, plain = (evaluate(random_janus(), prompts, one, Sampling(), 3, 4) for one in (Graded(), Brightness()))
+    assert [one.right for one in graded.judged] == [False, True] and graded.overall == plain.overall
+
+
 class OfTwo(Ranks):
     """The second of two processes knows what both have told, the first only what it told itself."""
 
