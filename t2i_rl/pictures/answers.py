@@ -14,6 +14,8 @@ from models.question import IMAGE, Question
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import write_atomically
 from t2i_rl.pictures.figures import new_figure, save_figure
+from t2i_rl.prompts.asking import Asking
+from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
 
@@ -28,10 +30,17 @@ def answers_path(folder: Path, step: int) -> Path:
 
 
 def save_answers(
-    path: Path, policy: Policy, asked: Sequence[Question], sampling: Sampling, seed: int, max_tokens: int
+    path: Path,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    asking: Asking,
+    sampling: Sampling,
+    seed: int,
+    max_tokens: int,
 ) -> None:
     """One answer to each question, as a list of texts."""
-    answers = [one.image for one in generate(policy, asked, 1, sampling, seed, len(asked), max_tokens=max_tokens)]
+    drawn = generate(policy, prompts, 1, sampling, seed, len(prompts), max_tokens=max_tokens, asking=asking)
+    answers = [one.image for one in drawn]
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(answers, ensure_ascii=False, indent=2) + "\n")
 

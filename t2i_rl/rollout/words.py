@@ -21,8 +21,7 @@ def check_asked(policy: Policy, prompts: Sequence[Prompt], asking: Asking, what:
     """
     check_questions(prompts)
     for prompt in prompts:
-        [asked] = asking.questions([prompt])
-        length = policy.question_tokens(asked) if isinstance(policy, ReadsQuestions) else 0
+        length = policy.question_tokens(asking.outline(prompt)) if isinstance(policy, ReadsQuestions) else 0
         if length >= policy.layout.tokens:
             raise UserError(
                 f"{prompt.origin or what} has {length} tokens with its pictures, and the model has no more than "

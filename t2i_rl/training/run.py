@@ -196,8 +196,7 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Rew
             batch, asking, limit = config.evaluation.batch, trainer.collector.asking, trainer.limit
             found = evaluate(policy, judged, judge, sampling, seed, batch, 1, ranks, asking, limit, dict(further))
             if ranks.first and limit is not None:
-                asked = asking.questions(_shown(heldout))
-                save_answers(answers_path(run / SAMPLES, step), policy, asked, sampling, seed, limit)
+                save_answers(answers_path(run / SAMPLES, step), policy, _shown(heldout), asking, sampling, seed, limit)
             elif ranks.first:
                 save_strip(strip_path(run / SAMPLES, step), policy, _shown(heldout), sampling, seed)
         per_tag = {f"heldout/{tag}": score for tag, score in found.per_tag.items()}
