@@ -33,6 +33,7 @@ from t2i_rl.prompts.questions import question_of
 from t2i_rl.reports.revisit import run_config
 from t2i_rl.training.doubts import history
 from t2i_rl.training.metrics_log import read_metrics, step_seconds
+from t2i_rl.training.picture_record import check_pictures
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run import SAMPLES, STRIP
 from t2i_rl.training.run_folder import CHECKPOINTS
@@ -134,6 +135,7 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
         maps[f"“{prompt}”"] = drawn_maps(run, config, prompt, device)
     try:
         shown = balanced(prompts_of(config, "heldout"), 2)[:STRIP]
+        check_pictures(run, "heldout", shown)
         asked = [question_of(prompt, config.question.pictures) for prompt in shown]
     except UserError:  # a file is not there any more, or is another: the samples then have no captions
         asked = []

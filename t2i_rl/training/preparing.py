@@ -30,6 +30,7 @@ from t2i_rl.rollout.words import check_asked, check_prompts
 from t2i_rl.training import checkpoints
 from t2i_rl.training.announcements import intended
 from t2i_rl.training.origins import Origins, origin_of
+from t2i_rl.training.picture_record import check_pictures
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.trackers import check_tracker
 from t2i_rl.training.trainer import Trainer
@@ -60,6 +61,9 @@ def prepare(
     for line in filter(None, (said, *intended(config))):
         print(line, flush=True)
     samples: Samples = "answers" if answers_in_text(source) else "pictures"
+    if samples == "answers":
+        check_pictures(config.out, "prompts", prompts)
+        check_pictures(config.out, "heldout", heldout)
     with noted() as made_of:
         reward = build(config.reward, device, config.reward_server, samples)
         judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server, samples)

@@ -4,6 +4,7 @@ RUN/config.json        the resolved configuration
 RUN/origins.json       what tells its model and what its rewards are made of from others (`t2i_rl.training.origins`)
 RUN/run.json           who trained in it: command, commit, versions, host (`t2i_rl.training.run_record`)
 RUN/prompts.json       what tells its prompts from others (`t2i_rl.training.prompt_record`)
+RUN/pictures.json      what tells the pictures of its questions from others (`t2i_rl.training.picture_record`)
 RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
 RUN/tensorboard/       the same numbers as events
 RUN/samples/           pictures of the same held-out prompts and noise at each evaluation, or answers to them
@@ -40,7 +41,7 @@ from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress, save_strip, strip_path
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.questions import question_of
-from t2i_rl.training import checkpoints, optimizer_files
+from t2i_rl.training import checkpoints, optimizer_files, picture_record
 from t2i_rl.training.announcements import preamble
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.doubts import doubts
@@ -95,6 +96,9 @@ def start(
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
             write_atomically(aside / RECORD, as_record(trainer.collector.prompts, heldout))
+            if trainer.limit is not None:  # its prompts are questions
+                shown = picture_record.as_record(trainer.collector.prompts, heldout)
+                write_atomically(aside / picture_record.RECORD, shown)
             write_atomically(aside / ORIGINS, origins.as_record())
             record(aside)
         with owned(config.out):

@@ -35,10 +35,11 @@ from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training import optimizer_files
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
+from tests.models.small_qwen_vl import KINDS
 from tests.models.small_star import random_star
 from tests.models.tiny_llamagen import save_release
 from tests.t2i_rl.small_runs import Brightness, OfTokens, TokenPictures, die, train_words
-from tests.t2i_rl.training import test_answers as answers
+from tests.t2i_rl.training import answering as answers
 
 WORLDS = (1, 2, 4)
 PROMPTS = [
@@ -160,7 +161,7 @@ def step(case: Case, ranks: Ranks, folder: Path) -> tuple[dict[str, Tensor], lis
 
 def answered(ranks: Ranks, folder: Path) -> dict[str, Tensor]:
     """A step of a model that answers, of which one process sees no picture in some of its micro-batches."""
-    policy = answers.policy(answers.KINDS[0], folder / f"qwen-{ranks.world}-{ranks.rank}")
+    policy = answers.policy(KINDS[0], folder / f"qwen-{ranks.world}-{ranks.rank}")
     config = answers.settings(update_micro=4, learning_rate=0.1)
     method, reward = find_method("cfg-text"), answers.ShareOfWord()
     trainer = answers.Kept(config, policy, method, reward, answers.PROMPTS, None, ranks)
