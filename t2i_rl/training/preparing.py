@@ -76,9 +76,7 @@ def prepare(
     policy, model = _policy(config, source, dtype, device)
     check_prompts(policy, [*prompts, *heldout, *_other_words(config)])
     if policy.stop_tokens:
-        asking = asking_of(config, method, answers=True)
-        for which, asked in (("training", prompts), ("held-out", heldout)):
-            check_asked(policy, asked, asking, f"a {which} question")
+        check_asked(policy, heldout, asking_of(config, method, answers=True), "a held-out question")
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
             print(sentence(cut, len(asked), which), flush=True)

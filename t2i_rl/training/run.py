@@ -95,9 +95,9 @@ def start(
         with whole_folder(config.out) as aside:
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
-            write_atomically(aside / RECORD, as_record(trainer.collector.prompts, heldout))
+            write_atomically(aside / RECORD, as_record(trainer.prompts, heldout, trainer.left_out))
             if trainer.limit is not None:  # its prompts are questions
-                shown = picture_record.as_record(trainer.collector.prompts, heldout)
+                shown = picture_record.as_record(trainer.prompts, heldout)
                 write_atomically(aside / picture_record.RECORD, shown)
             write_atomically(aside / ORIGINS, origins.as_record())
             record(aside)

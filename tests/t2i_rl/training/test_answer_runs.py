@@ -16,7 +16,7 @@ from t2i_rl.cli import main
 from t2i_rl.training.picture_record import RECORD
 from tests.models.small_qwen_vl import picture
 from tests.t2i_rl.training.answering import PROMPTS, question_file, words
-from tests.t2i_rl.training.runs import assert_same_run, refused
+from tests.t2i_rl.training.runs import assert_same_run, refused, without_time
 
 KILLED = """
 import os, signal, sys
@@ -43,6 +43,32 @@ def test_a_killed_run_goes_on_bit_for_bit(word: None, saved: Path, tmp_path: Pat
     answers = json.loads((whole / "samples" / "step-000004.json").read_text())
     assert len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
     assert (whole / "samples.png").is_file()
+
+
+def test_a_question_that_is_too_long_is_left_out(
+    word: None, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Beyond the model's 64 places, or beyond what is said; the rest is trained on as if it were all there is."""
+    questions, heldout = question_file(tmp_path / "data"), question_file(tmp_path / "held")
+    lines = questions.read_text().splitlines()
+    fewer = [*lines[:1], *lines[3:]]
+    short = questions.with_name("short.jsonl")
+    short.write_text("\n".join(fewer))
+    questions.write_text("\n".join([fewer[0], json.dumps({"prompt": "one " * 70, "answer": "1"}), *fewer[1:]]))
+    said = ("--heldout", str(heldout), "--steps", "2")
+    assert main(words(saved, questions, tmp_path / "run", *said)) == 0
+    assert "1 of 3 training questions are left out: they have more tokens" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run/prompts.json").read_text())
+    assert record["prompts"]["left_out"] == 1 == record["prompts"]["number"] - 2
+    assert "left_out" not in record["heldout"]
+    assert main(words(saved, short, tmp_path / "short", *said)) == 0
+    assert without_time(tmp_path / "run") == without_time(tmp_path / "short")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
+    most = ("--question.max-prompt-tokens", "9", *said)
+    assert "every training question has more than 9 tokens" in refused(
+        capsys, *words(saved, questions, tmp_path / "none", *most)
+    )
+    assert not (tmp_path / "none").exists()
 
 
 def test_other_pictures_are_refused(word: None, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
