@@ -35,7 +35,8 @@ class Collected:
 
     step: its number.
     rounds: the groups that have their scores, at first of the step's own prompts, then of those drawn in their place.
-    tokens: of all groups: the tokens' mean entropy and, of answers, their mean length and the share that was cut off.
+    tokens: of all groups: the tokens' mean entropy and, of answers, their mean length and the share that was cut off,
+        and the share of questions that their negative prompt leaves as they are.
     lost: how many groups lack a score.
     faults: how often a reward server failed on the way, by kind (`rewards.http.client`).
     """
@@ -154,6 +155,9 @@ class Collector:
         if rollouts[0].stop_tokens:
             values["length"] = [rollout.lengths.flatten().float() for rollout in rollouts]
             values["truncated"] = [rollout.cut.flatten().float() for rollout in rollouts]
+            if self.asking.against:
+                alike = [rollout.condition.alike().float() for rollout in rollouts]
+                values["contrast_same"] = [one.to(rollouts[0].tokens.device) for one in alike]
         return {name: self.ranks.mean(torch.cat(parts)) for name, parts in values.items()}
 
     def sample_and_submit(

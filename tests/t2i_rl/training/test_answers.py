@@ -13,6 +13,7 @@ from t2i_rl.configuration.config import RolloutConfig
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.prompts.contrasts import CONTRASTS
 from t2i_rl.rollout.groups import Rollout
+from t2i_rl.rollout.names import CONTRASTS as SECOND_BRANCH
 from t2i_rl.training.update import even_parts
 from tests.models.small_qwen_vl import KINDS
 from tests.t2i_rl.training.answering import MOST, PROMPTS, Kept, ShareOfWord, policy, settings, trainer, weights
@@ -27,6 +28,7 @@ def test_every_method_of_tokens_takes_a_step(method: str, tmp_path: Path):
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["grad_norm"] > 0
     assert 1 < metrics["length"] < MOST and 0 <= metrics["truncated"] < 1
     assert metrics["logprob_gap"] < 1e-4 and "answers_per_second" in metrics
+    assert ("contrast_same" in metrics) == bool(SECOND_BRANCH & {*METHODS[method].credit.statistics})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,12 +80,13 @@ def test_every_negative_prompt(contrast: str, tmp_path: Path):
         found = Kept(config, policy(KINDS[0], tmp_path), find_method("cfg-text"), ShareOfWord(), PROMPTS[:1])
     else:
         found = trainer("cfg-text[filter_zero_std=off]", config, tmp_path)
-    found.step(1)
+    metrics = found.step(1)
     divergence = found.updated.rollout.statistics["kl_cond_uncond"]
     pictures = contrast in ("blank-image", "masked-image", "no-image")
     for prompt, values in zip(found.updated.records, divergence, strict=True):
         differs = bool(prompt.pictures) or not pictures
         assert (values.max() > 1e-6) == differs
+    assert metrics["contrast_same"] == (0.25 if pictures else 0)
 
 
 def test_parts_of_a_rollout(tmp_path: Path):
