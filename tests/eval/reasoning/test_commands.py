@@ -222,3 +222,5 @@ def test_questions_about_the_shapes_world_need_no_files(
     assert summary["settings"]["instruction"] == "" and summary["settings"]["rules"] == {"questions": "own"}
     assert summary["counts"]["images"] == 12
     assert {*summary["metrics"]["accuracy"]["categories"]} <= {*shapes_questions.TAGS}
+    assert main(["eval", "questions", *asked[2:], "--out", str(tmp_path / "b")]) == 0
+    assert read(tmp_path / "b")["settings"]["model"] == "tiny-vlm"
