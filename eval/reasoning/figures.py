@@ -13,10 +13,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from eval.records.manifest import Row
+from rewards.answers.reward import ACCURACY
 from t2i_rl.outputs import write_atomically
 
 SCORER = "answers"
-ACCURACY, UNGRADED = "accuracy", "ungraded"
+UNGRADED = "ungraded"
 PERCENT = 100.0
 QUESTIONS = "questions.jsonl"
 
