@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from models.question import Question
@@ -74,6 +74,11 @@ class Condition:
     def repeat(self, group_size: int) -> Self:
         """One row per sample: each prompt `group_size` times, prompt-major."""
         return self.take([row for row in range(len(self)) for _ in range(group_size)])
+
+    def alike(self) -> Bool[Tensor, " P"]:
+        """For which prompts the second branch is the first once more, so that nothing tells them apart; on the CPU."""
+        same = [(one[0] == one[-1])[..., None].flatten(1).all(1).cpu() for one in self.tensors.values()]
+        return torch.stack(same).all(0)
 
 
 def picked(items: Sequence[Item], rows: Rows) -> tuple[Item, ...]:

@@ -44,8 +44,6 @@ def check_servable(name: str) -> None:
     """Raise RewardError for a name that is none, and for a reward that no server can give."""
     if find(name).comparing:
         raise RewardError(f"{name!r} compares all images of a prompt, of which a server sees some: use it unserved")
-    if find(name).scores == "answers":
-        raise RewardError(f"{name!r} grades answers in text, and servers are sent pictures: use it unserved")
 
 
 def parse(specification: str) -> list[Term]:

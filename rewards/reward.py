@@ -39,6 +39,11 @@ class Scores:
 Sample = UInt8[ndarray, "H W 3"] | str
 
 
+def size_of(sample: Sample) -> int:
+    """Bytes of a picture, signs of an answer."""
+    return len(sample) if isinstance(sample, str) else sample.nbytes
+
+
 class Reward(Protocol):
     """Scores images, or answers, against their prompts. That of number i belongs to `prompts[i]` and `metadata[i]`."""
 

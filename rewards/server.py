@@ -13,6 +13,7 @@ import sys
 
 import tyro
 
+from rewards.catalogue import find
 from rewards.errors import RewardError, printable
 from rewards.files.noted import noted
 from rewards.http import token
@@ -48,10 +49,10 @@ def serve(service: Service) -> None:
     Raises RewardError for an unknown reward, one that is not whole, an address that cannot be had and an empty token.
     """
     check_servable(service.reward)
-    asked = token.secret()
+    asked, samples = token.secret(), find(service.reward).scores
     with listen(service.host, service.port) as listener:
         with noted() as weights:
-            reward = build(service.reward, service.device)
+            reward = build(service.reward, service.device, samples=samples)
             reward.check([], [])  # a judge learns its model
         import uvicorn
 
@@ -60,7 +61,9 @@ def serve(service: Service) -> None:
         from rewards.http.sparing import spare
 
         spare()
-        server = uvicorn.Server(config(create_app(reward, service, asked, weights=weights[service.reward])))
+        own = weights[service.reward]
+        app = create_app(reward, service, asked, weights=own, answers=samples == "answers")
+        server = uvicorn.Server(config(app))
         # uvicorn hands signals on once it has stopped: they have done their work by then.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)

@@ -18,7 +18,9 @@ from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.sampler import ask, sample_group
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.rollout.words import check_asked, check_prompts
+from t2i_rl.rollout.words import check_prompts, longest_question, question_lengths
+
+UNASKED: Row = {"text": "", "tokens": 0, "truncated": False}  # of a question that leaves no place for an answer
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Answers:
         if not self.policy.stop_tokens:
             raise UserError(f"{self.model} draws pictures, and here questions are answered: choose a model that sees")
         check_prompts(self.policy, [*benchmark.prompts, Prompt(self.asking.instruction, origin="the instruction")])
-        check_asked(self.policy, benchmark.prompts, self.asking, "a question")
+        question_lengths(self.policy, benchmark.prompts, self.asking)
         return {
             "model": self.model,
             "weights": dict(self.weights),
@@ -64,22 +66,34 @@ class Answers:
     def provide(
         self, benchmark: Benchmark, folder: Path, blocks: Sequence[Block], settings: str, stages: Stages, ledger: Ledger
     ) -> None:
-        """Ask what the ledger has no answer to; the questions of a block are asked together."""
+        """Ask what the ledger has no answer to; the questions of a block are asked together.
+
+        One that leaves no place for an answer gets none, which is wrong: figures are over all questions.
+        """
         held = ledger.rows()
         left = [block for block in blocks if any(key not in held for key in block)]
         advance = stages("answering", sum(map(len, left)))
         numbers = occurrences([prompt.key for prompt in benchmark.prompts])  # a question again is answered anew
         for block in left:
             rows = list(dict.fromkeys(index for index, _ in block))
-            asked = [benchmark.prompts[row] for row in rows]
-            noise = Noise(self.seed, occurrences=[numbers[row] for row in rows])
-            answers = self._answers(asked, benchmark.images_per_prompt, noise)
+            found = self._found(benchmark, rows, numbers)
             ledger.append(
-                _line(benchmark, index, sample, answers[place][sample], self.seed, settings)
-                for place, index in enumerate(rows)
-                for sample in range(benchmark.images_per_prompt)
+                _line(benchmark, index, sample, answer, self.seed, settings)
+                for index in rows
+                for sample, answer in enumerate(found[index])
             )
             advance(len(block))
+
+    def _found(self, benchmark: Benchmark, rows: Sequence[int], numbers: Sequence[int]) -> dict[int, list[Row]]:
+        """The answers to some questions by their rows."""
+        lengths = question_lengths(self.policy, [benchmark.prompts[row] for row in rows], self.asking)
+        short = [row for row, length in zip(rows, lengths, strict=True) if length <= longest_question(self.policy)]
+        found = {row: [UNASKED] * benchmark.images_per_prompt for row in rows}
+        if short:
+            noise = Noise(self.seed, occurrences=[numbers[row] for row in short])
+            asked = [benchmark.prompts[row] for row in short]
+            found |= zip(short, self._answers(asked, benchmark.images_per_prompt, noise), strict=True)
+        return found
 
     def _answers(self, asked: Sequence[Prompt], samples: int, noise: Noise) -> list[list[Row]]:
         """By question and sample: the text, its tokens, whether the limit cut it off."""

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from eval.benchmark import Benchmark, Metric
-from eval.reasoning.figures import ACCURACY, PERCENT, SCORER, publish, summary
+from eval.reasoning.figures import PERCENT, SCORER, publish, summary
+from rewards.answers.reward import ACCURACY
 from t2i_rl.prompts.files import IMAGES
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.prompts.questions import check_questions

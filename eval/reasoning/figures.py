@@ -13,10 +13,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from eval.records.manifest import Row
+from rewards.answers.reward import ACCURACY
 from t2i_rl.outputs import write_atomically
 
 SCORER = "answers"
-ACCURACY, UNGRADED = "accuracy", "ungraded"
+UNGRADED = "ungraded"
 PERCENT = 100.0
 QUESTIONS = "questions.jsonl"
 
@@ -62,6 +63,8 @@ def summary(manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> dic
         "ungraded": PERCENT * sum(one["ungraded"] for one in questions) / answers,
         "tokens": sum(sum(one["tokens"]) for one in questions) / answers,
     }
+    too_long = sum(not any(one["tokens"]) for one in questions)
+    found["too_long"] = PERCENT * too_long / len(questions)
     mean, error = found[f"avg@{samples}"], found["standard_error"]
     lost = f"{found['truncated']:.1f} % cut off, {found['ungraded']:.1f} % without a verdict, which count as wrong"
     lines = [
@@ -69,6 +72,8 @@ def summary(manifest: Sequence[Row], scores: Mapping[str, Sequence[Row]]) -> dic
         ", ".join(f"pass@{k} {found[f'pass@{k}']:.1f} %" for k in at),
         f"{found['tokens']:.0f} tokens an answer; {lost}",
     ]
+    if too_long:
+        lines.append(f"{too_long} of {len(questions)} questions are too long for the model: not asked, and wrong")
     return {"answers": found, "lines": lines}
 
 

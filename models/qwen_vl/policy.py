@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
@@ -54,6 +54,10 @@ class VisionCondition(Condition):
         taken = Condition(self.prompts, self.tensors).take(rows)
         pictures = tuple(picked(branch, rows) for branch in self.pictures)
         return type(self)(taken.prompts, taken.tensors, pictures)
+
+    def alike(self) -> Bool[Tensor, " P"]:
+        shown = [one == other for one, other in zip(self.pictures[0], self.pictures[-1], strict=True)]
+        return super().alike() & torch.tensor(shown, dtype=torch.bool)
 
 
 @dataclass(frozen=True)

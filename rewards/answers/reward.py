@@ -17,6 +17,7 @@ from rewards.errors import RewardError
 from rewards.reward import Scores
 
 ANSWER = "answer"  # of a prompt's record
+ACCURACY = "accuracy"  # the part that says right or wrong
 SHOWN = 80  # characters of an answer in a reason
 
 
@@ -50,7 +51,7 @@ class AnswerReward:
         return Scores(
             total=accuracy,
             parts={
-                "accuracy": accuracy,
+                ACCURACY: accuracy,
                 "format": torch.tensor([float(well_formed(text)) for text in texts]),
                 "ungraded": torch.tensor([float(bool(verdict.trouble)) for verdict in verdicts]),
             },

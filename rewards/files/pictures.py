@@ -32,6 +32,7 @@ PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # what pixels and their orientation are made of
 CHUNKS = 2**16  # parts of a file; of the 8 KiB that writers make them of, these hold 512 MiB
 STEP = 4096  # bytes inflated at once, which makes at most a thousand times as many
+ENDS = {SIGNATURE: b"IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9", b"GIF8": b";"}  # of files that begin so
 
 
 class PictureError(Exception):
@@ -47,6 +48,24 @@ def opened(data: bytes, formats: tuple[str, ...] = FORMATS, pixels: int = PIXELS
     """
     if "PNG" in formats and data.startswith(SIGNATURE):
         data = _whole_png(data, pixels)
+    with _recognised(data, formats, pixels) as image:
+        yield image
+
+
+def size_of(data: bytes, formats: tuple[str, ...] = FORMATS, pixels: int = PIXELS) -> tuple[int, int]:
+    """Width and height by the header of a file. Raises PictureError.
+
+    One that does not end as most formats say is decoded, to see whether it is whole.
+    """
+    complete = any(data.startswith(begin) and data.endswith(end) for begin, end in ENDS.items())
+    with (_recognised if complete else opened)(data, formats, pixels) as image:
+        if not complete:
+            image.load()
+        return image.size
+
+
+@contextmanager
+def _recognised(data: bytes, formats: tuple[str, ...], pixels: int) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             _check_pixels(*image.size, pixels)
@@ -68,13 +87,17 @@ def rgb(image: Image.Image) -> UInt8[ndarray, "H W 3"]:
     return np.array(upright.convert("RGB"))
 
 
-def read_rgb(path: Path) -> UInt8[ndarray, "H W 3"]:
-    """The pixels of a file. Raises PictureError."""
+def read_file(path: Path) -> bytes:
+    """Raises PictureError."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise PictureError(error.strerror or "no such file") from error
-    with opened(data) as image:
+
+
+def read_rgb(path: Path) -> UInt8[ndarray, "H W 3"]:
+    """The pixels of a file. Raises PictureError."""
+    with opened(read_file(path)) as image:
         return rgb(image)
 
 

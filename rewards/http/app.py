@@ -34,13 +34,15 @@ def create_app(
     body_seconds: float = BODY_SECONDS,
     places: int = PLACES,
     weights: str = "",
+    answers: bool = False,
 ) -> FastAPI:
     """The application that serves `reward`.
 
     token: what clients have to show; None answers everybody. weights: what tells those of the reward from others.
+    answers: whether the reward scores answers in text, and no pictures.
     """
     metrics = Metrics()
-    scoring, door = Scoring(reward, service, limits, metrics, weights), Door(token, body_seconds, places)
+    scoring, door = Scoring(reward, service, limits, metrics, weights, answers), Door(token, body_seconds, places)
     metrics.waiting.set_function(lambda: scoring.batcher.waiting)
 
     @asynccontextmanager

@@ -15,10 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from jaxtyping import UInt8
-from numpy import ndarray
-
-from rewards.reward import Reward, Scores, joined, score_each
+from rewards.reward import Reward, Sample, Scores, joined, score_each, size_of
 
 log = logging.getLogger("rewards.server")
 
@@ -29,9 +26,9 @@ class FailedError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One request's images, and where its scores will be."""
+    """One request's images or answers, and where its scores will be."""
 
-    images: Sequence[UInt8[ndarray, "H W 3"]]
+    images: Sequence[Sample]
     prompts: Sequence[str]
     metadata: Sequence[Mapping[str, Any]]
     scores: "Future[Scores]" = field(default_factory=Future)
@@ -106,7 +103,7 @@ class Batcher:
         images = size = 0
         while self.jobs:
             images += len(self.jobs[0].images)
-            size += sum(image.nbytes for image in self.jobs[0].images)
+            size += sum(map(size_of, self.jobs[0].images))
             if jobs and (images > self.batch or size > self.size):
                 break
             job = self.jobs.popleft()

@@ -1,8 +1,8 @@
 """A reward that is served elsewhere: the interface of `rewards.reward`, `rewards.http.wire` underneath.
 
-Images go out in parts of at most `Patience.images`, within the bytes that servers read (`Limits`), each to the server
-with the least work among those that are well. A server that fails is left alone for a while, longer each time, and
-asked for its health before it gets work again; the part goes elsewhere after a pause. What no server scores in
+Images, or answers, go out in parts of at most `Patience.images`, within the bytes that servers read (`Limits`), each to
+the server with the least work among those that are well. A server that fails is left alone for a while, longer each
+time, and asked for its health before it gets work again; the part goes elsewhere after a pause. What none scores in
 `Patience.attempts` is among the `failures` of the scores; how often each kind of fault occurred is in their `faults`:
 
     connection   no connection, or one that broke        timeout   no whole answer in time
@@ -30,8 +30,6 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 import torch
 from anyio.from_thread import start_blocking_portal
-from jaxtyping import UInt8
-from numpy import ndarray
 
 from rewards.cut import Cut, added
 from rewards.errors import RewardError
@@ -57,7 +55,7 @@ from rewards.http.wire import (
     record_size,
     request_id,
 )
-from rewards.reward import Scores, joined
+from rewards.reward import Sample, Scores, joined, size_of
 
 Found = TypeVar("Found")
 Replied = TypeVar("Replied", Accepted, Answer)
@@ -97,7 +95,7 @@ class RemoteReward:
 
     def score(
         self,
-        images: Sequence[UInt8[ndarray, "H W 3"]],
+        images: Sequence[Sample],
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
     ) -> Scores:
@@ -154,7 +152,7 @@ class RemoteReward:
 
     async def _score(
         self,
-        images: Sequence[UInt8[ndarray, "H W 3"]],
+        images: Sequence[Sample],
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
     ) -> Scores:
@@ -166,7 +164,7 @@ class RemoteReward:
                     return await self._score_part(http, images[rows], prompts[rows], metadata[rows])
 
             sizes = [
-                (image.size, record_size(prompt, record))
+                (size_of(image), record_size(prompt, record, image))
                 for image, prompt, record in zip(images, prompts, metadata, strict=True)
             ]
             cut = parts(sizes, self.patience.images, [Limits().bytes, RECORD_BYTES])
@@ -175,7 +173,7 @@ class RemoteReward:
     async def _score_part(
         self,
         http: httpx.AsyncClient,
-        images: Sequence[UInt8[ndarray, "H W 3"]],
+        images: Sequence[Sample],
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
     ) -> Scores:

@@ -35,10 +35,16 @@ log = logging.getLogger("rewards.server")
 
 
 class Scoring:
-    """What a server answers. weights: the SHA-256 of what the reward was read from (`rewards.files.noted`)."""
+    """What a server answers.
 
-    def __init__(self, reward: Reward, service: "Service", limits: Limits, metrics: Metrics, weights: str) -> None:
+    weights: the SHA-256 of what the reward was read from (`rewards.files.noted`). answers: whether it scores these.
+    """
+
+    def __init__(
+        self, reward: Reward, service: "Service", limits: Limits, metrics: Metrics, weights: str, answers: bool
+    ) -> None:
         self.reward, self.service, self.limits, self.weights = reward, service, limits, weights
+        self.answers = answers
         self.batcher = Batcher(reward, service.batch, limits.bytes, metrics.scored)
 
     @property
@@ -81,9 +87,12 @@ class Scoring:
 
     def _job(self, data: bytes) -> Job:
         """A score request, checked and decoded."""
-        asked, images = unpack(data, self.limits)
+        asked, samples = unpack(data, self.limits)
         self._check(asked)
-        return Job(images, asked.prompts, asked.metadata)
+        if bool(asked.answers) != self.answers:
+            scored, sent = ("answers", "pictures") if self.answers else ("pictures", "answers")
+            raise RewardError(f"the reward {self.service.reward!r} scores {scored}, and {sent} came: ask another one")
+        return Job(samples, asked.prompts, asked.metadata)
 
     def _check(self, asked: Question) -> list[Cut]:
         """Raise RewardError unless the reward is ours and can score the prompts; which of them it cuts."""

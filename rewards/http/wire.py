@@ -1,4 +1,4 @@
-"""What a reward server and its clients say to each other: version 3.
+"""What a reward server and its clients say to each other: version 4.
 
     GET  /health    -> Health
     GET  /metrics   -> Prometheus text
@@ -13,8 +13,9 @@ A score request is one body of three parts, without padding:
 
 An image is `raw` (RGB, 8 bits a channel, row by row from the top) or an RGB file in a lossless format that Pillow
 reads: `png` or `webp`. Its header holds the SHA-256 of its pixels as `raw` has them: what was damaged on the way is not
-scored. Everything is JSON or pixels: reading it cannot run anything. What a request may hold is bounded by `Limits`,
-checked on the numbers of the envelope and of the file headers, before any image is decoded.
+scored. Answers in text, for rewards that score these, stand in the envelope, without images. Everything is JSON or
+pixels: reading it cannot run anything. What a request may hold is bounded by `Limits`, checked on the numbers of the
+envelope and of the file headers, before any image is decoded.
 
 Every answer says what it answers, by the SHA-256 of the question or envelope, and what scored (`Scorer`): it belongs to
 no other request, and no other scorer's numbers are taken for those of the one that a run began with.
@@ -23,7 +24,7 @@ Problems come with the status 400 (not arrived as it was sent, try again), 401 (
 large), 422 (refused: as it stands no server can score it), 500 (the scorer failed) or 503 (busy, try again after the
 seconds of the header `retry-after`).
 
-Version 1 had no `sha256` and no `cut`, version 2 no `request` and no `scorer`.
+Version 1 had no `sha256` and no `cut`, version 2 no `request` and no `scorer`, version 3 no `answers`.
 """
 
 import hashlib
@@ -41,8 +42,9 @@ from pydantic_core import to_json
 from rewards.cut import Cut
 from rewards.errors import RewardError
 from rewards.files.pictures import PictureError, opened
+from rewards.reward import Sample
 
-VERSION = 3
+VERSION = 4
 PREFIX = struct.Struct(">I")
 # What a message has beside its prompts and records, at most: in all, and for each of them (an image's header).
 FRAME, HEADER = 256, 256
@@ -54,10 +56,10 @@ Message = TypeVar("Message", bound=BaseModel)
 class Limits:
     """What one request may hold.
 
-    images: how many.
+    images: how many, or how many answers.
     pixels: of one image.
     bytes: of the whole body, and of all its images once decoded.
-    envelope: bytes of the envelope, and of a `Question`.
+    envelope: bytes of the envelope, answers included, and of a `Question`.
     """
 
     images: int = 64
@@ -107,9 +109,10 @@ class Question(_Strict):
 
 
 class Envelope(Question):
-    """What is to be scored: one prompt, one metadata record and one header per image."""
+    """What is to be scored: one prompt, one metadata record and one header per image, or one answer."""
 
-    images: list[ImageHeader]
+    images: list[ImageHeader] = []
+    answers: list[str] = []
 
 
 class Scorer(_Strict):
@@ -212,28 +215,29 @@ def envelope_of(body: bytes, most: int = Limits.envelope) -> bytes:
     return text
 
 
-def record_size(prompt: str, record: Mapping[str, Any]) -> int:
-    """The bytes that a prompt and its record add to a message, at most.
+def record_size(prompt: str, record: Mapping[str, Any], sample: Sample = "") -> int:
+    """The bytes that a prompt, its record and an answer add to a message, at most.
 
     Raises TooLargeError, which names the prompt, for what no message holds.
     """
-    size, most = len(to_json([prompt, record])) + HEADER, Limits().envelope - FRAME
+    answer = sample if isinstance(sample, str) else ""
+    size, most = len(to_json([prompt, record, answer])) + HEADER, Limits().envelope - FRAME
     if size > most:
         raise TooLargeError(
-            f'the prompt "{prompt[:80]}{"..." * (len(prompt) > 80)}" and its record take {size} bytes, of which reward '
-            f"servers read at most {most}: shorten them, or use the reward unserved"
+            f'the prompt "{prompt[:80]}{"..." * (len(prompt) > 80)}" and its record{" and answer" * bool(answer)} take '
+            f"{size} bytes, of which reward servers read at most {most}: shorten them, or use the reward unserved"
         )
     return size
 
 
 def pack(
     reward: str,
-    images: Sequence[UInt8[ndarray, "H W 3"]],
+    samples: Sequence[Sample],
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]],
 ) -> bytes:
-    """A score request with raw images: nothing to encode, and nothing is lost."""
-    rows = [np.ascontiguousarray(image) for image in images]
+    """A score request with answers or raw images: nothing to encode, and nothing is lost."""
+    rows = [np.ascontiguousarray(sample) for sample in samples if not isinstance(sample, str)]
     envelope = Envelope(
         version=VERSION,
         reward=reward,
@@ -249,6 +253,7 @@ def pack(
             )
             for image in rows
         ],
+        answers=[sample for sample in samples if isinstance(sample, str)],
     )
     text = envelope.model_dump_json().encode()
     return b"".join([PREFIX.pack(len(text)), text, *(image.data for image in rows)])
@@ -258,8 +263,8 @@ def _digest(image: UInt8[ndarray, "H W 3"]) -> str:
     return hashlib.sha256(image.data).hexdigest()
 
 
-def unpack(body: bytes, limits: Limits) -> tuple[Envelope, list[UInt8[ndarray, "H W 3"]]]:
-    """The envelope and the decoded images of a score request.
+def unpack(body: bytes, limits: Limits) -> tuple[Envelope, Sequence[Sample]]:
+    """The envelope and the decoded images, or the answers, of a score request.
 
     Raises TooLargeError beyond the limits, DamagedError for an image of another SHA-256 than it was sent with, else
     RewardError for whatever is not as this module says.
@@ -271,19 +276,22 @@ def unpack(body: bytes, limits: Limits) -> tuple[Envelope, list[UInt8[ndarray, "
     for index, header in enumerate(envelope.images):
         images.append(_decode(rest[start : start + header.bytes], header, f"image {index}"))
         start += header.bytes
-    return envelope, images
+    return envelope, images or envelope.answers
 
 
 def _check_sizes(envelope: Envelope, rest: int, limits: Limits) -> None:
     """Everything that the numbers alone decide."""
-    headers, prompts, records = envelope.images, len(envelope.prompts), len(envelope.metadata)
-    if not 1 <= len(headers) == prompts == records:
+    headers, answers = envelope.images, envelope.answers
+    prompts, records = len(envelope.prompts), len(envelope.metadata)
+    what, count = ("answers", len(answers)) if answers else ("images", len(headers))
+    if not 1 <= count == prompts == records or (headers and answers):
+        also = f" and {len(headers)} images" if headers and answers else ""
         raise RewardError(
-            f"{len(headers)} images, {prompts} prompts and {records} metadata records do not go together: "
-            "send one prompt and one record per image, and at least one image"
+            f"{count} {what}{also}, {prompts} prompts and {records} metadata records do not go together: "
+            "send one prompt and one record per image, and at least one image, or answers in place of images"
         )
-    if len(headers) > limits.images:
-        raise TooLargeError(f"{len(headers)} images: at most {limits.images} go together")
+    if count > limits.images:
+        raise TooLargeError(f"{count} {what}: at most {limits.images} go together")
     for index, header in enumerate(headers):
         pixels = header.height * header.width
         if pixels > limits.pixels:

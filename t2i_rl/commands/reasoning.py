@@ -176,6 +176,7 @@ class EvalQuestions(EvalReasoning):
     """Questions of your own, or about pictures of the shapes world; avg@8. Run again, it continues."""
 
     name = "questions"
+    model: ModelName = "tiny-vlm"
     prompts: str = "questions:heldout"
     instruction: Annotated[str | None, tyro.conf.arg(metavar="STR")] = ""
     out: Path = Path("runs/questions")

@@ -165,15 +165,18 @@ class QuestionConfig:
     Attributes:
         instruction: how to answer, behind every question after a blank line.
         max_tokens: of an answer, its end among them; longer ones are cut off.
+        max_prompt_tokens: of a question with its pictures; training leaves out longer ones.
         pictures: of how many pixels those that are files are shown, at least and at most.
     """
 
     instruction: str = ""
     max_tokens: int = 2048
+    max_prompt_tokens: int = 4096
     pictures: PictureSize = field(default_factory=PictureSize)
 
     def __post_init__(self) -> None:
         check("question.max-tokens", self.max_tokens, self.max_tokens >= 1, "at least 1")
+        check("question.max-prompt-tokens", self.max_prompt_tokens, self.max_prompt_tokens >= 1, "at least 1")
 
 
 @dataclass(frozen=True)

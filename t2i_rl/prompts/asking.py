@@ -9,7 +9,7 @@ import numpy as np
 from models.question import Question
 from t2i_rl.prompts.contrasts import contrast, positive
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.prompts.questions import PictureSize, question_of
+from t2i_rl.prompts.questions import PictureSize, outline_of, question_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Asking:
         asked = [question_of(prompt, self.size) for prompt in prompts]
         return [positive(one, self.instruction) for one in asked] if self.instruction else asked
 
+    def outline(self, prompt: Prompt) -> Question:
+        """What is asked, as long as it is, with blank pictures (`t2i_rl.prompts.questions.outline_of`)."""
+        return positive(outline_of(prompt, self.size), self.instruction)
+
     def negatives(self, prompts: Sequence[Prompt], step: int = 0) -> list[Question]:
         """What the second branch is asked, none where the model has its own: the same for a prompt within a step."""
         if not self.against:
@@ -44,3 +48,6 @@ class Asking:
         text = "\0".join(("contrast", str(self.seed), str(step), asked.key))
         key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
         return np.random.Generator(np.random.Philox(key=key))
+
+
+AS_IT_IS = Asking()  # a prompt is the question

@@ -1,6 +1,9 @@
-"""Prompts with pictures as a model that sees is asked them: the pictures read, in the size that the data gives them."""
+"""Prompts with pictures as a model that sees is asked them: the pictures read, in the size that the data gives them.
 
-from collections.abc import Iterable
+Pictures are read when a question is asked, and let go with it: a data set has more of them than memory holds.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +12,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from models.question import IMAGE, Question
-from rewards.files.pictures import PIXELS, PictureError, opened, rgb
+from rewards.files.pictures import PIXELS, PictureError, opened, read_file, rgb, size_of
 from t2i_rl.errors import UserError
-from t2i_rl.prompts.picture_sizes import fit
+from t2i_rl.prompts.picture_sizes import fit, fitted
 from t2i_rl.prompts.prompt import Prompt
 
 # Behind every question of the papers, after a blank line (`t2i_rl.prompts.contrasts.instructed`).
@@ -21,6 +24,8 @@ INSTRUCTION = (
 )
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # that data sets of pictures come in
 STEEPEST = 200  # times as long as the other a side may be
+
+Pixels = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
@@ -58,31 +63,48 @@ def question_of(prompt: Prompt, size: PictureSize) -> Question:
 
     Raises UserError for a picture that cannot be read.
     """
-    return Question(prompt.text, tuple(_pixels(prompt, picture, size) for picture in prompt.pictures))
+    return _with_pictures(prompt, size, read_picture)
 
 
-def _pixels(
-    prompt: Prompt, picture: Path | UInt8[np.ndarray, "H W 3"], size: PictureSize
-) -> UInt8[np.ndarray, "H W 3"]:
-    if not isinstance(picture, Path):
-        return picture
-    try:
-        return read_picture(picture, size)
-    except PictureError as error:
-        raise UserError(f"{where(prompt)} shows {picture}, which cannot be read ({error}): copy it again") from error
+def outline_of(prompt: Prompt, size: PictureSize) -> Question:
+    """The same question with blank pictures in place of files, of which the headers alone are read: as long as it is.
+
+    Raises UserError for a picture whose file has no such header, or ends early.
+    """
+    return _with_pictures(prompt, size, blank_picture)
 
 
-def read_picture(path: Path, size: PictureSize) -> UInt8[np.ndarray, "H W 3"]:
+def _with_pictures(prompt: Prompt, size: PictureSize, read: Callable[[Path, PictureSize], Pixels]) -> Question:
+    found = list[Pixels]()
+    for picture in prompt.pictures:
+        try:
+            found.append(read(picture, size) if isinstance(picture, Path) else picture)
+        except PictureError as error:
+            raise UserError(
+                f"{where(prompt)} shows {picture}, which cannot be read ({error}): copy it again"
+            ) from error
+    return Question(prompt.text, tuple(found))
+
+
+def read_picture(path: Path, size: PictureSize) -> Pixels:
     """The pixels of a file in that size. Raises PictureError.
 
     As released, it stays as it lies in the file, whatever orientation that names.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PictureError(error.strerror or "no such file") from error
-    with opened(data, FORMATS, PIXELS) as image:
-        if max(image.size) > STEEPEST * min(image.size):
-            raise PictureError(f"{image.width} x {image.height} pixels, one side over {STEEPEST} times the other")
+    with opened(read_file(path), FORMATS, PIXELS) as image:
+        _check_sides(*image.size)
         deep = image.mode.startswith("I")  # 16 bits, of which Pillow's own conversion would make white
         return np.array(fit(Image.fromarray(rgb(image)) if deep else image, size.least, size.most))
+
+
+def blank_picture(path: Path, size: PictureSize) -> Pixels:
+    """Black in the size of a file's picture, and one byte of memory. Raises PictureError."""
+    sides = size_of(read_file(path), FORMATS, PIXELS)
+    _check_sides(*sides)
+    width, height = fitted(*sides, size.least, size.most)
+    return np.broadcast_to(np.uint8(0), (height, width, 3))
+
+
+def _check_sides(width: int, height: int) -> None:
+    if max(width, height) > STEEPEST * min(width, height):
+        raise PictureError(f"{width} x {height} pixels, one side over {STEEPEST} times the other")

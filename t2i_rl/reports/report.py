@@ -49,6 +49,7 @@ SECTIONS = {
         "entropy",
         "length",
         "truncated",
+        "contrast_same",
         "clip_fraction",
         "updated_tokens",
         "credit_weight",
@@ -79,6 +80,7 @@ TITLES = {
     "answers_per_second": "answers per second",
     "length": "tokens of an answer",
     "truncated": "share of answers that were cut off",
+    "contrast_same": "share of questions that the contrast leaves as they are",
     "seconds/step": "seconds per step",
 }
 

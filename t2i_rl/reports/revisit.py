@@ -26,6 +26,7 @@ from t2i_rl.rollout.sampler import ask
 from t2i_rl.training import checkpoints
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.origins import origin_of
+from t2i_rl.training.picture_record import check_pictures
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.run_folder import CHECKPOINTS, at_step, complete
 from t2i_rl.training.trainer import Trainer
@@ -103,6 +104,7 @@ def seen_maps(asked: Seen) -> TokenMaps | AnswerMaps:
             f"step {asked.step} of {asked.run} has {len(groups.records)} groups in its update: "
             f"choose a --row from 0, not {asked.row}"
         )
+    check_pictures(asked.run, "prompts", [groups.records[asked.row]])
     earned = trainer.advantages(groups).to(groups.rollout.tokens.device)
     credit = trainer.credit(groups.rollout, Context(earned, asked.step, config.steps, config.seed))
     row = slice(asked.row, asked.row + 1)

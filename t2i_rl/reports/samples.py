@@ -17,6 +17,7 @@ from t2i_rl.pictures.pages import data_uri
 from t2i_rl.pictures.strips import ROWS, alike, read_strip, strip_path
 from t2i_rl.prompts.prompt import UNTAGGED, Prompt, balanced, tag_of
 from t2i_rl.prompts.questions import question_of
+from t2i_rl.training.picture_record import check_pictures
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.samples import SAMPLES, Verdict
 
@@ -59,7 +60,7 @@ def read_samples(
     answers = {step: answers_path(run / SAMPLES, step) for step in steps}
     if any(path.exists() for path in answers.values()):
         texts = {step: read_answers(path) for step, path in answers.items() if path.exists()}
-        return _answers(config, {step: found for step, found in texts.items() if found}, kept)
+        return _answers(run, config, {step: found for step, found in texts.items() if found}, kept)
     strips = {step: strip_path(run / SAMPLES, step) for step in steps}
     there = [step for step, path in strips.items() if path.exists()]
     spaced = {there[index] for index in np.linspace(0, len(there) - 1, min(ROWS, len(there))).round().astype(int)}
@@ -67,7 +68,9 @@ def read_samples(
     if not found:
         return None
     first, last = min(found), max(found)
-    asked = _asked(config, kept.get(last, []), len(kept.get(last, [])) or round(found[last].width / found[last].height))
+    asked = _asked(
+        run, config, kept.get(last, []), len(kept.get(last, [])) or round(found[last].width / found[last].height)
+    )
     shown = {
         step: [
             _shown(picture_uri(one, whole=step in (first, last)), kept.get(step, []), place)
@@ -79,11 +82,11 @@ def read_samples(
 
 
 def _answers(
-    config: TrainConfig, texts: Mapping[int, Sequence[str]], kept: Mapping[int, Sequence[Verdict]]
+    run: Path, config: TrainConfig, texts: Mapping[int, Sequence[str]], kept: Mapping[int, Sequence[Verdict]]
 ) -> Samples | None:
     if not texts:
         return None
-    asked = _asked(config, kept.get(max(texts), []), len(texts[max(texts)]))
+    asked = _asked(run, config, kept.get(max(texts), []), len(texts[max(texts)]))
     shown = {
         step: [_shown(text, kept.get(step, []), place) for place, text in enumerate(found)]
         for step, found in sorted(texts.items())
@@ -97,12 +100,13 @@ def _shown(content: str, kept: Sequence[Verdict], place: int) -> Shown:
     return Shown(content) if found is None else Shown(content, found.said, found.right)
 
 
-def _asked(config: TrainConfig, kept: Sequence[Verdict], samples: int) -> list[Asked]:
+def _asked(run: Path, config: TrainConfig, kept: Sequence[Verdict], samples: int) -> list[Asked]:
     """What so many samples were asked, by their verdicts; without those by the prompts, unless these are not there."""
     try:
         heldout = prompts_of(config, "heldout")
         judged = list({one.key: one for one in balanced(heldout, config.evaluation.images_per_tag)}.values())
         prompts = [judged[one.number] for one in kept] or balanced(heldout, 2)[:KEPT_BEFORE]
+        check_pictures(run, "heldout", prompts)
         asked = [_told(one, _picture(config, one)) for one in prompts]
     except UserError:  # a file is not there any more, or is another
         asked = [_told(Prompt(one.prompt, {"tag": one.tag})) for one in kept]

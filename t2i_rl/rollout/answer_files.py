@@ -26,9 +26,9 @@ def write_answers(
     max_tokens: int,
 ) -> None:
     """A new folder with `answers.jsonl`: the question, the number of the answer, the answer, what else is known."""
-    asked = asking.questions(prompts)
     with whole_folder(folder) as aside, (aside / ANSWERS).open("w", encoding="utf-8") as file:
-        for one in generate(policy, asked, answers_per_prompt, sampling, seed, batch, max_tokens=max_tokens):
+        drawn = generate(policy, prompts, answers_per_prompt, sampling, seed, batch, None, max_tokens, asking)
+        for one in drawn:
             prompt = prompts[one.prompt]
             known = {**prompt.metadata, "prompt": prompt.text, "sample": one.sample, "seed": seed, "text": one.image}
             file.write(json.dumps(known, ensure_ascii=False, default=str) + "\n")

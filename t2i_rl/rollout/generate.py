@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from models.policy import Policy
-from models.question import Question, question
 from t2i_rl.errors import UserError
+from t2i_rl.prompts.asking import AS_IT_IS, Asking
+from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Sample
 from t2i_rl.rollout.noise import Noise, occurrences
 from t2i_rl.rollout.sampler import encode, sample_group
@@ -26,27 +27,30 @@ class Generated(NamedTuple):
 
 def generate(
     policy: Policy,
-    prompts: Sequence[str | Question],
+    prompts: Sequence[str | Prompt],
     images_per_prompt: int,
     sampling: Sampling,
     seed: int,
     batch: int,
     only: Sequence[int] | None = None,
     max_tokens: int | None = None,
+    asking: Asking = AS_IT_IS,
 ) -> Iterator[Generated]:
     """The images in order, sampled about `batch` at a time (whole prompts, at least one).
 
     only: the indices of the prompts to generate, all if not given; their images stay the same.
-    max_tokens: of an answer in text.
+    max_tokens: of an answer in text. asking: how prompts become questions, whose pictures are read batch by batch.
     Raises UserError for counts below 1.
     """
     check_counts(images_per_prompt, batch)
-    numbers = occurrences([question(prompt).key for prompt in prompts])
+    asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    numbers = occurrences([prompt.key for prompt in asked])
     rows = range(len(prompts)) if only is None else only
     size = max(1, batch // images_per_prompt)
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
-        condition = encode(policy, [prompts[row] for row in chosen], sampling.negative_prompt)
+        questions = asking.questions([asked[row] for row in chosen])
+        condition = encode(policy, questions, sampling.negative_prompt)
         noise = Noise(seed, occurrences=[numbers[row] for row in chosen])
         rollout = sample_group(policy, condition, images_per_prompt, sampling, noise, max_tokens=max_tokens)
         for number, one in enumerate(rollout.samples(policy)):

@@ -31,6 +31,12 @@ def preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
     if trainer.limit is not None:
         against = trainer.collector.asking.against
         lines = [f"answers of at most {trainer.limit} tokens" + (f", compared with {against}" if against else "")]
+    if trainer.left_out:
+        lines.append(
+            f"{trainer.left_out:,} of {len(trainer.prompts):,} training questions are left out: they have more tokens "
+            f"with their pictures than question.max-prompt-tokens ({trainer.config.question.max_prompt_tokens:,}), or "
+            "than the model has places"
+        )
     tested, trained = {prompt.key for prompt in heldout}, {prompt.key for prompt in trainer.collector.prompts}
     if shared := len(tested & trained):
         lines.append(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.policy import Condition, Policy
@@ -26,7 +26,7 @@ from t2i_rl.rollout.passes import StatisticPasses
 from t2i_rl.rollout.sampler import ask, sample_group
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.reference import ReferencePass
-from t2i_rl.training.scoring import Scorer, of_all, with_rewards
+from t2i_rl.training.scoring import Scorer, dull, of_all, with_rewards
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Collected:
 
     step: its number.
     rounds: the groups that have their scores, at first of the step's own prompts, then of those drawn in their place.
-    tokens: of all groups: the tokens' mean entropy and, of answers, their mean length and the share that was cut off.
+    tokens: of all groups: the tokens' mean entropy and, of answers, their mean length and the share that was cut off,
+        and the share of questions that their negative prompt leaves as they are.
     lost: how many groups lack a score.
     faults: how often a reward server failed on the way, by kind (`rewards.http.client`).
     """
@@ -129,7 +130,7 @@ class Collector:
             groups = with_rewards(records, rollout, scores, self.config.reward_weights, self.reward.name, own)
             rounds.append(groups.take(whole) if len(whole) < len(records) else groups)
             if self.method.filter_zero_std == "resample":
-                missing = int(zero_variance(rounds[-1].rewards).sum())
+                missing = int(self.dull(rounds[-1]).sum())
             if not missing:
                 break
         if not rounds:
@@ -139,6 +140,10 @@ class Collector:
                 f'{image % settings.group_size} ("{asked[image // settings.group_size].text}"): {why}'
             )
         return Collected(step, tuple(rounds), self.measured([groups.rollout for groups in rounds]), lost, faults)
+
+    def dull(self, groups: Groups) -> Bool[Tensor, " P"]:
+        """Which groups the method leaves out or replaces, if it does."""
+        return dull(groups, self.config.reward_weights)
 
     def with_length(self, scores: Scores, rollout: Rollout) -> Scores:
         """Of answers with a further part, `overlong`, which counts where `reward_weights` names it."""
@@ -154,6 +159,9 @@ class Collector:
         if rollouts[0].stop_tokens:
             values["length"] = [rollout.lengths.flatten().float() for rollout in rollouts]
             values["truncated"] = [rollout.cut.flatten().float() for rollout in rollouts]
+            if self.asking.against:
+                alike = [rollout.condition.alike().float() for rollout in rollouts]
+                values["contrast_same"] = [one.to(rollouts[0].tokens.device) for one in alike]
         return {name: self.ranks.mean(torch.cat(parts)) for name, parts in values.items()}
 
     def sample_and_submit(
@@ -204,7 +212,7 @@ class Collector:
         """What the update sees: the groups of all prompts, or those that teach something."""
         if self.method.filter_zero_std == "off":
             return collected.rounds[0]
-        teaching = [part.take((~zero_variance(part.rewards)).nonzero()[:, 0].tolist()) for part in collected.rounds]
+        teaching = [part.take((~self.dull(part)).nonzero()[:, 0].tolist()) for part in collected.rounds]
         own = [part.records[row] for part in teaching for row in part.mine]
         asked = ask(self.policy, self.asking, own, collected.step) if own else teaching[0].rollout.condition
         return join(teaching, asked)

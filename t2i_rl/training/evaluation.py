@@ -16,14 +16,13 @@ from models.policy import Policy
 from rewards.reward import Reward, Scores, score_images
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.pictures.pages import data_uri, pixels
-from t2i_rl.prompts.asking import Asking
+from t2i_rl.prompts.asking import AS_IT_IS, Asking
 from t2i_rl.prompts.prompt import Prompt, tag_of
 from t2i_rl.rollout.generate import Generated, generate
 from t2i_rl.rollout.groups import Sample
 from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training.scoring import verdict_name
 
-AS_IT_IS = Asking()  # a prompt is the question
 T = TypeVar("T")
 
 
@@ -100,7 +99,7 @@ def evaluate(
     """
     own = list[tuple[int, list[float], bool | None, str, str | None]]()
     mine = ranks.share(len(prompts))
-    drawn = generate(policy, asking.questions(prompts), images_per_prompt, sampling, seed, batch, mine, max_tokens)
+    drawn = generate(policy, prompts, images_per_prompt, sampling, seed, batch, mine, max_tokens, asking)
     for images in chunks(drawn, batch):
         scores = score_generated(reward, prompts, images)
         verdict = verdict_name(scores.parts)

@@ -15,6 +15,7 @@ Names in `metrics.jsonl`:
 | kl_updated | the same over the updated tokens |
 | entropy | mean entropy of the sampled distribution, in nats |
 | length, truncated | mean tokens of an answer, its stop token among them; share of answers that the limit cut off |
+| contrast_same | share of questions that the negative prompt leaves as they are: all their tokens weigh the same |
 | clip_fraction | share of updated tokens at which the clipped product was the smaller one |
 | policy_loss, grad_norm | of the last optimizer step; the norm before clipping |
 | learning_rate | of the last optimizer step |

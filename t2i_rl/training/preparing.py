@@ -30,6 +30,7 @@ from t2i_rl.rollout.words import check_asked, check_prompts
 from t2i_rl.training import checkpoints
 from t2i_rl.training.announcements import intended
 from t2i_rl.training.origins import Origins, origin_of
+from t2i_rl.training.picture_record import check_pictures
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.trackers import check_tracker
 from t2i_rl.training.trainer import Trainer
@@ -60,6 +61,9 @@ def prepare(
     for line in filter(None, (said, *intended(config))):
         print(line, flush=True)
     samples: Samples = "answers" if answers_in_text(source) else "pictures"
+    if samples == "answers":
+        check_pictures(config.out, "prompts", prompts)
+        check_pictures(config.out, "heldout", heldout)
     with noted() as made_of:
         reward = build(config.reward, device, config.reward_server, samples)
         judge = reward if judged_by == config.reward else build(judged_by, device, config.reward_server, samples)
@@ -72,9 +76,7 @@ def prepare(
     policy, model = _policy(config, source, dtype, device)
     check_prompts(policy, [*prompts, *heldout, *_other_words(config)])
     if policy.stop_tokens:
-        asking = asking_of(config, method, answers=True)
-        for which, asked in (("training", prompts), ("held-out", heldout)):
-            check_asked(policy, asked, asking, f"a {which} question")
+        check_asked(policy, heldout, asking_of(config, method, answers=True), "a held-out question")
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
             print(sentence(cut, len(asked), which), flush=True)

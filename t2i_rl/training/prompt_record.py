@@ -1,7 +1,8 @@
 """The prompts of a run, which stay the same for as long as it goes on, whatever becomes of the file that they are from.
 
 RUN/prompts.json says of the training prompts and of the held-out ones how many they were when the run began, and the
-SHA-256 of their content. A run from before there was such a file is held to the names alone.
+SHA-256 of their content; also how many training questions were left out for being too long, if any were. A run from
+before there was such a file is held to the names alone.
 """
 
 import json
@@ -18,10 +19,12 @@ RECORD = "prompts.json"
 TITLES = {"prompts": "prompts", "heldout": "held-out prompts"}
 
 
-def as_record(prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> str:
-    """What the file holds."""
+def as_record(prompts: Sequence[Prompt], heldout: Sequence[Prompt], left_out: int) -> str:
+    """What the file holds. left_out: of the prompts, as they were read."""
     each = {"prompts": prompts, "heldout": heldout}
     found = {name: {"number": len(some), "sha256": prompts_digest(some)} for name, some in each.items()}
+    if left_out:
+        found["prompts"]["left_out"] = left_out
     return json.dumps(found, indent=2) + "\n"
 
 

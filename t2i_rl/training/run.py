@@ -4,6 +4,7 @@ RUN/config.json        the resolved configuration
 RUN/origins.json       what tells its model and what its rewards are made of from others (`t2i_rl.training.origins`)
 RUN/run.json           who trained in it: command, commit, versions, host (`t2i_rl.training.run_record`)
 RUN/prompts.json       what tells its prompts from others (`t2i_rl.training.prompt_record`)
+RUN/pictures.json      what tells the pictures of its questions from others (`t2i_rl.training.picture_record`)
 RUN/metrics.jsonl      one object a step (`t2i_rl.training.metrics_log`)
 RUN/tensorboard/       the same numbers as events
 RUN/samples/           of each evaluation: samples, and the verdicts on all (`t2i_rl.training.samples`)
@@ -40,7 +41,7 @@ from t2i_rl.pictures.figures import ornament
 from t2i_rl.pictures.strips import draw_progress
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.questions import question_of
-from t2i_rl.training import checkpoints, optimizer_files
+from t2i_rl.training import checkpoints, optimizer_files, picture_record
 from t2i_rl.training.announcements import preamble
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.doubts import doubts
@@ -93,7 +94,10 @@ def start(
         with whole_folder(config.out) as aside:
             (aside / CHECKPOINTS).mkdir()
             write_atomically(aside / CONFIG, to_json(trainer.config))
-            write_atomically(aside / RECORD, as_record(trainer.collector.prompts, heldout))
+            write_atomically(aside / RECORD, as_record(trainer.prompts, heldout, trainer.left_out))
+            if trainer.limit is not None:  # its prompts are questions
+                shown = picture_record.as_record(trainer.prompts, heldout)
+                write_atomically(aside / picture_record.RECORD, shown)
             write_atomically(aside / ORIGINS, origins.as_record())
             record(aside)
         with owned(config.out):

@@ -7,13 +7,15 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rewards.answers.reward import ACCURACY
 from rewards.reward import Reward, Scores, joined, score_each, score_images
 from rewards.threads import begin
 from t2i_rl.configuration.config import OnRewardFailure
 from t2i_rl.errors import UserError
+from t2i_rl.methods.advantages import zero_variance
 from t2i_rl.methods.reward_mixing import weighted_sum
 from t2i_rl.parallel.ranks import Ranks
 from t2i_rl.prompts.prompt import Prompt
@@ -97,10 +99,22 @@ def of_all(ranks: Ranks, scores: Scores | None) -> Scores:
 def verdict_name(parts: Iterable[str], verdict: str = "strict") -> str | None:
     """The part of a reward that says of an image right or wrong: `strict`, or `NAME/strict` in a sum of rewards.
 
-    None where there is no such part, or several, of which none is the verdict on the whole.
+    verdict: what it is called. None where there is no such part, or several, of which none is the verdict on the whole.
     """
     found = [name for name in parts if name.rpartition("/")[2] == verdict]
     return found[0] if len(found) == 1 else None
+
+
+def dull(groups: Groups, weights: Mapping[str, float]) -> Bool[Tensor, " P"]:
+    """Which groups are left out or replaced, where a method does so: those of equal rewards.
+
+    Of answers, as DAPO does it, those of equal accuracy, where that is among what is maximised, by the weights of parts
+    if there are any: answers that are all right or all wrong teach nothing by their lengths.
+    """
+    name = verdict_name(groups.parts, ACCURACY)
+    if name is None or (weights and not any(map(weights.get, (name, name.rpartition("/")[0], "total")))):
+        return zero_variance(groups.rewards)
+    return zero_variance(groups.parts[name])
 
 
 def with_rewards(

@@ -34,6 +34,7 @@ from t2i_rl.rollout.groups import Groups, Rollout
 from t2i_rl.rollout.log_probs import TokenDistribution, frozen_replay
 from t2i_rl.rollout.passes import StatisticPasses
 from t2i_rl.rollout.steps import kept
+from t2i_rl.rollout.words import short_enough
 from t2i_rl.tokenmaps import row_mean
 from t2i_rl.training.clock import Clock
 from t2i_rl.training.collecting import Collector
@@ -50,6 +51,7 @@ class Trainer:
     policy: what samples and measures.
     weights: of the policy and, where that is split among processes, of what the optimizer changes.
 
+    prompts: of which questions that are too long are never asked.
     reference: what the run began with, kept as a frozen copy if a method needs it; the policy itself if not given.
     ranks: the processes that share the run.
     Raises UserError for a method that does not go with the settings or with the model.
@@ -83,14 +85,16 @@ class Trainer:
             names.add("entropy_cond")
         answers = bool(policy.stop_tokens)
         asking, contrast = asking_of(config, method, answers), None if answers else contrast_prompt(config.contrast)
+        most, self.prompts = config.question.max_prompt_tokens, prompts
+        asked = short_enough(policy, prompts, asking, most) if answers else prompts
         self.passes = StatisticPasses(frozenset(names), rollout.sampling, contrast, rollout.prompts_at_once)
         self.weights = weights_of(policy, ranks, config.parallel)
         self.reference = self.weights.reference(reference or policy) if method.needs_reference else None
-        self.idle = IdleGroups(ranks, policy, asking, prompts[0])
+        self.idle = IdleGroups(ranks, policy, asking, asked[0])
         compared = None
         if self.reference is not None:
             compared = ReferencePass(self.reference, method, self.distribution, update.micro_batch, self.idle)
-        self.collector = Collector(config, policy, method, reward, prompts, asking, self.passes, compared, ranks)
+        self.collector = Collector(config, policy, method, reward, asked, asking, self.passes, compared, ranks)
         self.history: dict[str, Running] = {}  # what each prompt has earned, for methods that remember it
         self.optimizer = adamw(self.weights.trained.trainable_parameters(), update)
 
@@ -98,6 +102,11 @@ class Trainer:
     def limit(self) -> int | None:
         """Tokens that an answer may have; pictures have all theirs."""
         return min(self.policy.layout.tokens, self.config.question.max_tokens) if self.policy.stop_tokens else None
+
+    @property
+    def left_out(self) -> int:
+        """Questions that are too long."""
+        return len(self.prompts) - len(self.collector.prompts)
 
     @property
     def noun(self) -> str:

@@ -110,6 +110,28 @@ def test_batches_and_an_interruption_change_nothing(
         assert (evaluated[0] / name).read_text() == (tmp_path / "b" / name).read_text()
 
 
+def test_a_question_that_the_model_has_no_place_for_counts_as_wrong(
+    evaluated: tuple[Path, str], model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = questions.read_text().splitlines()
+    own = questions.with_name("longer.jsonl")
+    own.write_text("\n".join([first, first.replace("how many", "how many " * 40), *others]))
+    for grader in ("math", "math-verify"):
+        out = tmp_path / grader
+        assert main(words(model, own, out, "--grader", grader)) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "1 of 4 questions are too long for the model: not asked, and wrong" in shown
+        answers = [(row["index"], row["text"], row["tokens"]) for row in lines(out / "manifest.jsonl")]
+        asked = [
+            (row["index"] + (row["index"] > 0), row["text"], row["tokens"])
+            for row in lines(evaluated[0] / "manifest.jsonl")
+        ]
+        assert answers == sorted([*asked, *[(1, "", 0)] * 4], key=lambda row: row[0])
+        summary = read(out)["answers"]
+        assert summary["too_long"] == 25 and summary["ungraded"] == 0 == summary["pass@1"] - summary["avg@4"]
+        assert lines(out / "questions.jsonl")[1]["right"] == [0] * 4
+
+
 def test_the_protocol_and_what_is_given_besides(
     evaluated: tuple[Path, str], model: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,3 +222,5 @@ def test_questions_about_the_shapes_world_need_no_files(
     assert summary["settings"]["instruction"] == "" and summary["settings"]["rules"] == {"questions": "own"}
     assert summary["counts"]["images"] == 12
     assert {*summary["metrics"]["accuracy"]["categories"]} <= {*shapes_questions.TAGS}
+    assert main(["eval", "questions", *asked[2:], "--out", str(tmp_path / "b")]) == 0
+    assert read(tmp_path / "b")["settings"]["model"] == "tiny-vlm"

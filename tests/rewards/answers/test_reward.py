@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rewards.errors import RewardError
-from rewards.registry import build, check_servable
+from rewards.registry import build
 from rewards.reward import Reward, score_each
 
 
@@ -45,8 +45,6 @@ def test_pictures_and_answers_have_rewards_of_their_own() -> None:
         build("math:0.5 shapes:0.5", samples="answers")
     with pytest.raises(RewardError, match=r"'math' scores answers, and here are pictures: choose shapes, .*hpsv2"):
         build("math")
-    with pytest.raises(RewardError, match="'math' grades answers in text, and servers are sent pictures"):
-        check_servable("math")
 
 
 def test_a_sum_of_rewards_scores_answers_too() -> None:

@@ -213,7 +213,7 @@ def test_prompts_are_checked_ahead(client: TestClient):
     }
     problem(client.post("/check", json={**question, "metadata": [{"bad": 1}]}), 422, "a record is bad")
     problem(client.post("/check", json={**question, "metadata": []}), 422, "one record per prompt")
-    problem(client.post("/check", json={**question, "version": 1}), 422, "version 1 of the messages, not 3")
+    problem(client.post("/check", json={**question, "version": 1}), 422, "version 1 of the messages, not 4")
     problem(client.post("/check", json={**question, "reward": "beauty"}), 422, "this server has the reward 'shapes'")
     problem(client.post("/check", content=b"x" * 3000), 413, "more than 2000 bytes")
 
@@ -232,8 +232,8 @@ REFUSED = [
     (request([RAW] * 9, b"x" * 72 * 9, prompts=["a"] * 9, metadata=[{}] * 9), 413, "9 images: at most 8"),
     (request([RAW], b"x" * 72, prompts=[]), 422, "1 images, 0 prompts and 1 metadata"),
     (request([RAW], b"x" * 72, metadata=[1]), 422, "metadata.0"),
-    (request([RAW], b"x" * 72, version=4), 422, "version 4 of the messages, not 3"),
-    (request([OLD], b"x" * 72, version=1), 422, "version 1 of the messages, not 3"),
+    (request([RAW], b"x" * 72, version=5), 422, "version 5 of the messages, not 4"),
+    (request([OLD], b"x" * 72, version=1), 422, "version 1 of the messages, not 4"),
     (request([OLD], b"x" * 72), 422, "images.0.sha256"),
     (request([{**RAW, "sha256": "X" * 64}], b"x" * 72), 422, "images.0.sha256"),
     (request([RAW, RAW], b"x" * 143 + b"y"), 400, "image 1 is not the one that was sent"),

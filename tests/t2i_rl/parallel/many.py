@@ -35,10 +35,11 @@ from t2i_rl.rollout.sampling import Sampling
 from t2i_rl.training import optimizer_files
 from t2i_rl.training.trainer import Trainer
 from tests.conftest import random_janus
+from tests.models.small_qwen_vl import KINDS
 from tests.models.small_star import random_star
 from tests.models.tiny_llamagen import save_release
 from tests.t2i_rl.small_runs import Brightness, OfTokens, TokenPictures, die, train_words
-from tests.t2i_rl.training import test_answers as answers
+from tests.t2i_rl.training import answering as answers
 
 WORLDS = (1, 2, 4)
 PROMPTS = [
@@ -99,6 +100,7 @@ def llamagen(folder: Path) -> Policy:
     return load(str(folder))
 
 
+ASKED = tuple(zip(KINDS, ("wrong-answer", "masked-image"), strict=True))
 RATE = UpdateConfig(learning_rate=1e-2, schedule="constant", micro_batch=4)
 CASES = {
     "cfg": Case("cfg", worlds=WORLDS),
@@ -133,6 +135,10 @@ CASES = {
 }
 
 
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if "second" not in name}
+
+
 def step(case: Case, ranks: Ranks, folder: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """What a case comes to, and its metrics."""
     config = TrainConfig(
@@ -155,19 +161,25 @@ def step(case: Case, ranks: Ranks, folder: Path) -> tuple[dict[str, Tensor], lis
     found |= {f"weight {name}": weight.detach().clone() for name, weight in weights if weight.requires_grad}
     if not case.descent:
         found |= whole_state(trainer, folder / f"optimizer-{ranks.world}")
-    return found, [{name: value for name, value in row.items() if "second" not in name} for row in metrics]
+    return found, [*map(timeless, metrics)]
 
 
-def answered(ranks: Ranks, folder: Path) -> dict[str, Tensor]:
-    """A step of a model that answers, of which one process sees no picture in some of its micro-batches."""
-    policy = answers.policy(answers.KINDS[0], folder / f"qwen-{ranks.world}-{ranks.rank}")
-    config = answers.settings(update_micro=4, learning_rate=0.1)
-    method, reward = find_method("cfg-text"), answers.ShareOfWord()
+def answered(kind: str, contrast: str, ranks: Ranks, folder: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A step of a model that answers, of which one process sees no picture in some of its micro-batches.
+
+    Answers end early and late; behind the end of a process's longest there is -1.
+    """
+    policy = answers.policy(kind, folder / f"{kind}-{ranks.world}-{ranks.rank}")
+    config = answers.settings(update_micro=4, learning_rate=0.1, contrast=contrast)
+    method, reward = find_method("cfg-text[filter_zero_std=off]"), answers.ShareOfWord()
     trainer = answers.Kept(config, policy, method, reward, answers.PROMPTS, None, ranks)
     trainer.optimizer = torch.optim.SGD(trainer.weights.trained.trainable_parameters())
-    trainer.step(1)
-    weights = trainer.policy.module.named_parameters()
-    return {"rewards": trainer.updated.rewards, **{name: weight.detach().clone() for name, weight in weights}}
+    metrics = timeless(trainer.step(1))
+    rollout, weights = trainer.updated.rollout, trainer.policy.module.named_parameters()
+    ends = rollout.tokens.float().masked_fill(~rollout.valid, torch.nan)
+    tokens = trainer.everyone(len(rollout.prompts), ends).nan_to_num(-1)
+    found = {name: weight.detach().clone() for name, weight in weights}
+    return {"tokens": tokens, "rewards": trainer.updated.rewards, **found}, metrics
 
 
 def whole_state(trainer: Trainer, folder: Path) -> dict[str, Tensor]:
@@ -205,10 +217,11 @@ def steps(folder: Path, world: int, rank: int) -> None:
                 save_file({key: value.contiguous() for key, value in found.items()}, folder / f"{name}-{world}")
                 (folder / f"{name}-{world}.json").write_text(json.dumps(metrics))
 
-    if world < 4:
-        found = answered(ranks, folder)
+    for kind, contrast in ASKED if world < 4 else ():
+        found, numbers = answered(kind, contrast, ranks, folder)
         if rank == 0:
-            save_file(found, folder / f"answers-{world}")
+            save_file(found, folder / f"{kind}-{world}")
+            (folder / f"{kind}-{world}.json").write_text(json.dumps(numbers))
 
 
 def forked(world: int, work: Callable[[int], object]) -> list[int]:

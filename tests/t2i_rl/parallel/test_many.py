@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from t2i_rl.training import checkpoints
-from tests.t2i_rl.parallel.many import CASES, DEATHS
+from tests.t2i_rl.parallel.many import ASKED, CASES, DEATHS
 from tests.t2i_rl.training.runs import without_time
 
 # Sums over processes add up in another order than one process does. AdamW's first steps divide each gradient by its
@@ -70,12 +70,17 @@ def test_bfloat16_is_equal_to_the_bit(steps: Path):
     )
 
 
-def test_answers_of_a_process_that_saw_no_picture(steps: Path):
+@pytest.mark.parametrize(("kind", "contrast"), ASKED)
+def test_answers_of_a_process_that_saw_no_picture(steps: Path, kind: str, contrast: str):
     """The vision tower is trained too, and would have a gradient in some processes only."""
-    one, two = (load_file(steps / f"answers-{world}") for world in (1, 2))
-    assert torch.equal(one["rewards"], two["rewards"])
+    one, two = (load_file(steps / f"{kind}-{world}") for world in (1, 2))
+    assert torch.equal(one["tokens"], two["tokens"]) and torch.equal(one["rewards"], two["rewards"])
+    assert len((one["tokens"] >= 0).sum(-1).unique()) > 3
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=GRADIENT)
+    numbers = [json.loads((steps / f"{kind}-{world}.json").read_text()) for world in (1, 2)]
+    assert numbers[1] == pytest.approx(numbers[0], rel=1e-4, abs=1e-5)
+    assert numbers[0]["policy_loss"] != 0 and numbers[0]["contrast_same"] == (contrast == "masked-image") / 4
 
 
 @pytest.mark.parametrize("name", ["adapters", "adam", "offload"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.prompts.questions import PictureSize, check_questions, question_of
+from t2i_rl.prompts.questions import PictureSize, check_questions, outline_of, question_of
 from t2i_rl.prompts.reading import load_prompts
 
 AS_IT_IS = PictureSize(1, 10**6)
@@ -65,6 +65,36 @@ def test_a_picture_that_is_not_there_or_torn_is_named(tmp_path: Path) -> None:
         question_of(prompts[0], AS_IT_IS)
 
 
+def test_an_outline_has_the_sizes_and_not_the_pixels(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / f"a.{suffix}", (300, 200)) for suffix in ("png", "jpg", "webp", "gif", "bmp", "tiff")]
+    for size in (PictureSize(), PictureSize(1, 5000), AS_IT_IS):
+        prompt = Prompt("<image>" * len(paths), pictures=tuple(paths))
+        asked, outline = question_of(prompt, size), outline_of(prompt, size)
+        assert [one.shape for one in outline.pictures] == [one.shape for one in asked.pictures]
+        assert all(one.strides == (0, 0, 0) for one in outline.pictures) and outline.text == asked.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
+def test_an_outline_finds_a_lost_end_and_decodes_nothing_else(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    prompt, whole = Prompt("<image>", pictures=(path,)), path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        UserError, match=rf"the prompt '<image>' shows .*/a\.{suffix}, which cannot be read \(.*\): copy"
+    ):
+        outline_of(prompt, AS_IT_IS)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="which cannot be read"):
+        outline_of(prompt, AS_IT_IS)
+    if suffix == "png":  # what is wrong inside shows when the picture is read
+        path.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
+        assert outline_of(prompt, AS_IT_IS).pictures[0].shape == noise.shape
+        with pytest.raises(UserError, match="checksum"):
+            question_of(prompt, AS_IT_IS)
+
+
 def test_pictures_are_sized_but_pixels_stay(tmp_path: Path) -> None:
     pixels = np.zeros((5, 5, 3), dtype=np.uint8)
     prompt = Prompt("<image><image>", pictures=(picture(tmp_path / "a.png", (100, 50)), pixels))
@@ -81,4 +111,5 @@ def test_every_kind_of_picture_has_three_colours(tmp_path: Path, mode: str, suff
     prompt = Prompt("<image>", pictures=(picture(tmp_path / f"a.{suffix}", mode=mode),))
     [pixels] = question_of(prompt, AS_IT_IS).pictures
     assert pixels.shape == (4, 6, 3) and pixels.dtype == np.uint8
+    assert outline_of(prompt, AS_IT_IS).pictures[0].shape == (4, 6, 3)
     assert mode != "I;16" or (pixels == 40_000 >> 8).all()

@@ -10,9 +10,11 @@ from PIL import Image
 from models.janus.policy import JanusPolicy
 from t2i_rl.errors import UserError
 from t2i_rl.pictures.image_files import contact_sheet, write_images
+from t2i_rl.prompts import questions
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import Generated, generate
 from t2i_rl.rollout.sampling import Sampling
+from tests.models.small_qwen_vl import picture, random_qwen
 
 PROMPTS = ["a photo of a ring", "a photo of two crosses", "a photo of a ring"]
 SAMPLING = Sampling(guidance_scale=3.0)
@@ -38,6 +40,18 @@ def test_images_do_not_depend_on_the_batch(policy: JanusPolicy):
 def test_repeated_prompts_and_samples_differ(policy: JanusPolicy):
     images = by_key(generate(policy, PROMPTS, 2, SAMPLING, seed=1, batch=8))
     assert len({image.tobytes() for image in images.values()}) == len(images)
+
+
+def test_the_pictures_of_questions_are_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, read = tmp_path / "a.png", list[Path]()
+    Image.fromarray(picture(0, 16, 16)).save(path)
+    prompts = [Prompt("<image>how many ?", pictures=(path,))] * 5
+    reading = questions.read_picture
+    monkeypatch.setattr(questions, "read_picture", lambda one, size: (read.append(one), reading(one, size))[1])
+    answers = generate(random_qwen("qwen2_5_vl", tmp_path), prompts, 2, Sampling(1.0), 0, 4, max_tokens=3)
+    next(answers)
+    assert len(read) == 2  # of two questions with two answers each
+    assert len(list(answers)) == 9 and len(read) == 5
 
 
 def test_the_folder_is_the_one_geneval_reads(policy: JanusPolicy, tmp_path: Path):
