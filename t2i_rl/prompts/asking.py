@@ -30,19 +30,27 @@ class Asking:
 
     def questions(self, prompts: Sequence[Prompt]) -> list[Question]:
         """What is asked. Raises UserError for a picture that cannot be read."""
-        asked = [question_of(prompt, self.size) for prompt in prompts]
-        return [positive(one, self.instruction) for one in asked] if self.instruction else asked
+        return [self._positive(question_of(prompt, self.size)) for prompt in prompts]
 
     def outline(self, prompt: Prompt) -> Question:
         """What is asked, as long as it is, with blank pictures (`t2i_rl.prompts.questions.outline_of`)."""
-        return positive(outline_of(prompt, self.size), self.instruction)
+        return self._positive(outline_of(prompt, self.size))
 
-    def negatives(self, prompts: Sequence[Prompt], step: int = 0) -> list[Question]:
-        """What the second branch is asked, none where the model has its own: the same for a prompt within a step."""
-        if not self.against:
-            return []
+    def both(self, prompts: Sequence[Prompt], step: int = 0) -> tuple[list[Question], list[Question]]:
+        """What is asked and what the second branch is, nothing where the model has its own; pictures are read once.
+
+        A prompt's second question is the same within a step.
+        """
         asked = [question_of(prompt, self.size) for prompt in prompts]
-        return [contrast(self.against, one, self.instruction, self._noise(one, step)) for one in asked]
+        against = (
+            [contrast(self.against, one, self.instruction, self._noise(one, step)) for one in asked]
+            if self.against
+            else []
+        )
+        return [*map(self._positive, asked)], against
+
+    def _positive(self, asked: Question) -> Question:
+        return positive(asked, self.instruction) if self.instruction else asked
 
     def _noise(self, asked: Question, step: int) -> np.random.Generator:
         text = "\0".join(("contrast", str(self.seed), str(step), asked.key))

@@ -34,7 +34,7 @@ def encode(
 
 def ask(policy: Policy, asking: Asking, prompts: Sequence[Prompt], step: int = 0) -> Condition:
     """The prompts as they are put in a step, each beside what it is compared with."""
-    return encode(policy, asking.questions(prompts), asking.negatives(prompts, step))
+    return encode(policy, *asking.both(prompts, step))
 
 
 @torch.no_grad()
