@@ -1,4 +1,4 @@
-"""Two evaluations of the same held-out samples, by prompt: what was won, what was lost, how sure the change is."""
+"""How sure a held-out score is, and two evaluations of the same samples, by prompt: what was won, what was lost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,13 +36,34 @@ def paired(before: Sequence[Verdict], now: Sequence[Verdict]) -> Paired | None:
     return Paired(len(changes), sum(one > 0 for one in changes), sum(one < 0 for one in changes), error)
 
 
-def _variance(changes: Sequence[Sequence[float]]) -> float | None:
+def standard_errors(found: Sequence[Verdict]) -> dict[str, float]:
+    """Over prompts, of the held-out score and of each tag's, by their names in the metrics.
+
+    A tag with a single prompt has the most that its error can be, if its scores lie in 0..1; else none, and neither has
+    the held-out score.
+    """
+    by_tag: dict[str, dict[int, list[float]]] = {}
+    for one in found:
+        by_tag.setdefault(one.tag, {}).setdefault(one.number, []).append(one.score)
+    variances = {tag: _variance([*prompts.values()]) for tag, prompts in by_tag.items()}
+    for tag, prompts in by_tag.items():
+        scores = [score for some in prompts.values() for score in some]
+        if len(prompts) == 1 and all(0 <= score <= 1 for score in scores):
+            variances[tag] = fmean(scores) * (1 - fmean(scores)) / len(scores)
+    known = {tag: variance for tag, variance in variances.items() if variance is not None}
+    errors = {f"heldout/{tag}": sqrt(variance) for tag, variance in known.items()}
+    if by_tag and len(known) == len(by_tag):
+        errors["heldout"] = sqrt(sum(known.values())) / len(by_tag)
+    return errors
+
+
+def _variance(values: Sequence[Sequence[float]]) -> float | None:
     """Of the mean over all samples of a tag, which its prompts share as clusters: sum_i (n_i (d_i - d))^2 m/(m-1) / n^2
     for the mean d_i of the n_i samples of prompt i of m.
     """
-    prompts, samples = len(changes), sum(map(len, changes))
+    prompts, samples = len(values), sum(map(len, values))
     if prompts == 1:
         return None
-    mean = sum(map(sum, changes)) / samples
-    squares = sum((sum(one) - len(one) * mean) ** 2 for one in changes)
+    mean = sum(map(sum, values)) / samples
+    squares = sum((sum(one) - len(one) * mean) ** 2 for one in values)
     return squares * prompts / (prompts - 1) / samples**2

@@ -5,7 +5,7 @@ Everything is read from the run folders (`t2i_rl.training.run`); runs that still
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from t2i_rl.pictures.answer_maps import answer_maps
 from t2i_rl.pictures.heatmap_files import page
 from t2i_rl.pictures.pages import render
 from t2i_rl.prompts.prompt import Prompt
-from t2i_rl.reports.paired import Paired, paired
+from t2i_rl.reports.paired import Paired, paired, standard_errors
 from t2i_rl.reports.revisit import run_config
 from t2i_rl.reports.samples import Samples, read_samples
 from t2i_rl.training.doubts import history
@@ -92,6 +92,7 @@ class Reported:
     maps: pages of token maps, by their names.
     paired: the last evaluation against the first; None where their samples are not known.
     commit: of the code that it was started with; "" where that is not known.
+    errors: standard errors over prompts, by step and metric, of the evaluations whose samples are known.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Reported:
     maps: Mapping[str, str]
     paired: Paired | None = None
     commit: str = ""
+    errors: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -127,7 +129,8 @@ def read(run: Path, name: str, prompt: str | None = None, device: str = "cpu") -
     samples = read_samples(run, config, evaluated, verdicts)
     both = paired(verdicts[evaluated[0]], verdicts[evaluated[-1]]) if len(evaluated) > 1 else None
     commit = str((read_record(run) or [{}])[0].get("commit", ""))
-    return Reported(name, config, metrics, samples, maps, both, commit)
+    errors = {step: standard_errors(found) for step, found in verdicts.items() if found}
+    return Reported(name, config, metrics, samples, maps, both, commit, errors)
 
 
 def drawn_maps(run: Path, config: TrainConfig, prompt: str, device: str) -> str:
@@ -195,17 +198,20 @@ def panel(name: str, runs: Sequence[Reported]) -> dict[str, Any]:
     return {"name": name, "title": title, "unit": unit, "noisy": noisy, "curves": curves, "errors": errors}
 
 
-def error_bound(run: Reported) -> float | None:
-    """The standard error of the last held-out score is at most this; None where the scores leave 0..1."""
+def last_error(run: Reported) -> float | None:
+    """The standard error of the last held-out score; None where it is not known."""
     judged = [row for row in run.metrics if "heldout" in row]
     return error_at(run, judged[-1], "heldout") if judged else None
 
 
 def error_at(run: Reported, row: Mapping[str, float], name: str) -> float | None:
-    """The most that the standard error of a held-out score can be in a step; None where the scores leave 0..1.
+    """The standard error of a held-out score in a step; None where it is not known.
 
-    Scores of mean p between 0 and 1 have a variance of at most p (1 - p); the overall score is the mean over tags.
+    Of samples that are not known it is the most that it can be, while the scores lie in 0..1: those of mean p have a
+    variance of at most p (1 - p), and the overall score is the mean over tags.
     """
+    if (known := run.errors.get(int(row["step"]))) is not None:
+        return known.get(name)
     tags = [name] if name != "heldout" else [one for one in row if one.startswith("heldout/")]
     values = [row[one] for one in tags]
     if not values or not all(0 <= value <= 1 for value in values):
@@ -218,7 +224,7 @@ def summary(run: Reported) -> dict[str, str]:
     """A run in one row of the first table."""
     config, rollout, scores = run.config, run.config.rollout, dict(run.curve("heldout"))
     trained = {step: score for step, score in scores.items() if step > 0}
-    bound = error_bound(run)
+    error = last_error(run)
     best = max(trained, key=lambda step: trained[step], default=None)
     unfinished = "" if run.done == config.steps else " (not finished)"
     return {
@@ -231,7 +237,7 @@ def summary(run: Reported) -> dict[str, str]:
         "held-out before": f"{scores[0]:.3f}" if 0 in scores else "",
         "best (step)": "" if best is None else f"{trained[best]:.3f} ({best})",
         "last": f"{trained[max(trained)]:.3f}" if trained else "",
-        "its standard error": "" if bound is None else f"≤ {bound:.3f}",
+        "its standard error": "" if error is None else f"± {error:.3f}",
         "training time": f"{sum(map(step_seconds, run.metrics)):.0f} s",
     }
 
@@ -243,8 +249,8 @@ def headline(run: Reported) -> dict[str, str]:
     said = {"score": rewards[-1] if rewards else "", "change": "", "under": "reward of the last step", "prompts": ""}
     if len(scores) > 1:
         (first, before), (last, after) = scores[0], scores[-1]
-        bound = error_bound(run)
-        error = None if bound is None else bound * math.sqrt(2)  # of a difference of two such scores
+        alone = last_error(run)
+        error = None if alone is None else alone * math.sqrt(2)  # of a difference of two such scores
         error = both.error if both and both.error is not None else error
         said = {
             "score": f"{before:.3f} → {after:.3f}",

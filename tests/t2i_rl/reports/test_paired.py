@@ -4,7 +4,7 @@ from math import sqrt
 
 import pytest
 
-from t2i_rl.reports.paired import Paired, paired
+from t2i_rl.reports.paired import Paired, paired, standard_errors
 from t2i_rl.training.samples import Verdict
 
 
@@ -36,3 +36,16 @@ def test_other_samples_are_not_compared():
     assert paired([], []) is None
     assert paired(verdicts("a", 1, 1), verdicts("a", 1)) is None
     assert paired(verdicts("a", 1), verdicts("b", 1)) is None
+
+
+def test_how_sure_a_score_is():
+    """Scores that are no shares have the error that they show, not that of a share."""
+    small = verdicts("a", 0.01, 0.03) + verdicts("b", 0.02, 0.02)
+    assert standard_errors(small) == pytest.approx({"heldout/a": 0.01, "heldout/b": 0, "heldout": 0.005})
+    alone = verdicts("a", 0, 1) + verdicts("b", 1, 0, 0, 0, numbers=(0, 0, 0, 0))
+    bound = sqrt(0.25 * 0.75 / 4)
+    assert standard_errors(alone) == pytest.approx(
+        {"heldout/a": 0.5, "heldout/b": bound, "heldout": sqrt(0.25 + bound**2) / 2}
+    )
+    assert standard_errors(verdicts("a", 0, 1) + verdicts("b", 7)) == {"heldout/a": 0.5}
+    assert standard_errors([]) == {}

@@ -75,7 +75,10 @@ def test_errors_stand_beside_held_out_scores():
     assert report.panel("heldout", [run])["errors"] == [pytest.approx(overall)]
     assert report.panel("heldout/b", [run])["errors"] == [pytest.approx([math.sqrt(0.25 / images), 0])]
     assert report.panel("reward", [run])["errors"] == [[]]
-    assert report.error_at(run, {"heldout": 3.0, "heldout/a": 3.0}, "heldout") is None
+    assert report.error_at(run, {"step": 0, "heldout": 3.0, "heldout/a": 3.0}, "heldout") is None
+    known = dataclasses.replace(run, errors={1: {"heldout": 0.01}})
+    assert report.panel("heldout", [known])["errors"] == [pytest.approx([overall[0], 0.01])]
+    assert report.panel("heldout/b", [known])["errors"] == [[pytest.approx(math.sqrt(0.25 / images)), None]]
     assert report.headline(reported(reward=[0.1], heldout=[0.5]))["change"] == ""
 
 
@@ -156,7 +159,7 @@ def test_the_summary_of_a_run():
     row = report.summary(dataclasses.replace(run, config=config))
     assert row["steps"] == "2 of 2" and row["held-out before"] == "0.500"
     assert row["best (step)"] == "0.900 (1)" and row["last"] == "0.600"
-    assert row["its standard error"] == f"≤ {math.sqrt(0.2 * 0.8 / 50) / 2:.3f}"
+    assert row["its standard error"] == f"± {math.sqrt(0.2 * 0.8 / 50) / 2:.3f}"
     unbounded = reported(heldout=[3.0], **{"heldout/a": [3.0]})
     assert report.summary(unbounded)["its standard error"] == "" and report.summary(unbounded)["last"] == ""
     assert report.panel("heldout", [unbounded])["unit"] is False
