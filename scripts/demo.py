@@ -3,8 +3,9 @@
     make demo
     python scripts/demo.py --reward shapes@http://127.0.0.1:8100     the same run on a reward that is served
 
-Writes `runs/demo` anew: the run itself, `summary.json` (held-out accuracy before and after, overall and per
-tag; seconds), a heatmap of before and after side by side, and `report.html`, which shows the run in one page.
+Writes `runs/demo` anew: the run itself, `summary.json` (held-out accuracy before and after, over all tags and of each,
+with its standard errors over prompts; seconds), a heatmap of before and after side by side, and `report.html`, which
+shows the run in one page.
 """
 
 import dataclasses
@@ -12,8 +13,11 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -33,33 +37,55 @@ from t2i_rl.pictures.heatmaps import token_maps
 from t2i_rl.prompts.prompt import balanced
 from t2i_rl.prompts.reading import load_prompts
 from t2i_rl.reports import report
-from t2i_rl.training.evaluation import Evaluation, evaluate
+from t2i_rl.reports.paired import paired, standard_errors
+from t2i_rl.training.evaluation import evaluate
 from t2i_rl.training.run import start
 from t2i_rl.training.run_folder import CHECKPOINTS, latest
+from t2i_rl.training.samples import Verdict, verdicts
 
 RUN = Path("runs/demo")
 IMAGES_PER_TAG = 100
 HEATMAP_PROMPT, HEATMAP_IMAGES = "a photo of a red circle and a blue cross", 3
 
 
-def held_out(policy: Policy, seed: int) -> Evaluation:
-    """The official GenEval score; the same prompts and the same noise for every policy."""
+def held_out(policy: Policy, seed: int) -> list[Verdict]:
+    """By GenEval's official rules; the same prompts and the same noise for every policy."""
     prompts = balanced(load_prompts("shapes:heldout"), IMAGES_PER_TAG)
-    return evaluate(policy, prompts, build("shapes-official"), SETTINGS.evaluation.sampling, seed, batch=100)
+    sampling = SETTINGS.evaluation.sampling
+    return verdicts(prompts, evaluate(policy, prompts, build("shapes-official"), sampling, seed, batch=100))
 
 
-def table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
-    drawn = Table(title="Held-out accuracy (GenEval's rules)")
-    for name in ("tag", "before", "after", "change"):
+def summary(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, Any]:
+    """Accuracy over all tags and of each, its standard errors over prompts, and what changed prompt by prompt."""
+    tags = list(dict.fromkeys(one.tag for one in before))
+    found: dict[str, Any] = {}
+    for name, judged in (("before", before), ("after", after)):
+        by_tag = {tag: fmean(one.score for one in judged if one.tag == tag) for tag in tags}
+        errors = standard_errors(judged)
+        found[name] = {"overall": fmean(by_tag.values()), **by_tag}
+        found[f"{name}_error"] = {"overall": errors["heldout"], **{tag: errors[f"heldout/{tag}"] for tag in tags}}
+    numbers = {tag: len({one.number for one in before if one.tag == tag}) for tag in tags}
+    found["prompts"] = {"overall": sum(numbers.values()), **numbers}
+    both = paired(before, after)
+    assert both is not None  # the same samples
+    return found | {"paired": asdict(both)}
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    both = found["paired"]
+    drawn = Table(
+        title="Held-out accuracy (GenEval's rules)",
+        caption=f"± standard errors over prompts; {both['won']} prompts won, {both['lost']} lost, of {both['prompts']}",
+    )
+    for name in ("tag", "prompts", "before", "after", "change"):
         drawn.add_column(name, justify="left" if name == "tag" else "right")
-    for tag in before:
-        style = "bold" if tag == "overall" else None
-        drawn.add_row(tag, f"{before[tag]:.3f}", f"{after[tag]:.3f}", f"{after[tag] - before[tag]:+.3f}", style=style)
+    for tag, before in found["before"].items():
+        scores = [f"{found[name][tag]:.3f} ± {found[f'{name}_error'][tag]:.3f}" for name in ("before", "after")]
+        change = f"{found['after'][tag] - before:+.3f}"
+        if tag == "overall" and both["error"] is not None:
+            change += f" ± {both['error']:.3f}"
+        drawn.add_row(tag, str(found["prompts"][tag]), *scores, change, style="bold" if tag == "overall" else None)
     return drawn
-
-
-def scores(found: Evaluation) -> dict[str, float]:
-    return {"overall": found.overall, **found.per_tag}
 
 
 SETTINGS = dataclasses.replace(preset("tiny", "shapes", "cfg"), out=RUN)
@@ -76,21 +102,21 @@ def main(reward: RewardSpecification = SETTINGS.reward) -> None:
     shutil.rmtree(RUN, ignore_errors=True)
     base = load(SETTINGS.model)
     console.print(f"Judging the base model on {6 * IMAGES_PER_TAG} held-out images …")
-    before = scores(held_out(base, SETTINGS.seed))
+    before = held_out(base, SETTINGS.seed)
     start(dataclasses.replace(SETTINGS, reward=reward))
     newest = latest(RUN / CHECKPOINTS)
     assert newest is not None  # a run that ends has written its last step
     trained = load(str(newest))
     console.print("Judging the trained model …")
-    after = scores(held_out(trained, SETTINGS.seed))
+    after = held_out(trained, SETTINGS.seed)
     what, method = f"after {SETTINGS.steps} steps, against before", run_method(SETTINGS)
     sampling, seed = SETTINGS.rollout.sampling, SETTINGS.seed
     save(token_maps(trained, HEATMAP_PROMPT, HEATMAP_IMAGES, sampling, seed, base, method, what), RUN / "heatmap")
-    summary = {"before": before, "after": after, "seconds": round(time.time() - began, 1)}
-    write_atomically(RUN / "summary.json", json.dumps(summary, indent=2) + "\n")
+    found = summary(before, after) | {"seconds": round(time.time() - began, 1)}
+    write_atomically(RUN / "summary.json", json.dumps(found, indent=2) + "\n")
     write_atomically(RUN / report.REPORT, report.report([report.read(RUN, RUN.name)]))
-    console.print(table(before, after))
-    console.print(f"{summary['seconds']:.0f} seconds. Look at:")
+    console.print(table(found))
+    console.print(f"{found['seconds']:.0f} seconds. Look at:")
     for file, what in (
         (report.REPORT, "the whole run in one page: curves, samples through training, heatmaps, settings"),
         ("reward.png", "the reward and the held-out score against steps"),

@@ -72,9 +72,15 @@ def save_samples(folder: Path, step: int, judged: Sequence[Prompt], found: Evalu
         save_strip(strip_path(folder, step), images)
     else:
         save_answers(answers_path(folder, step), [one.sample for one in found.judged if isinstance(one.sample, str)])
+    lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts(judged, found)]
+    write_atomically(verdicts_path(folder, step), "".join(lines))
+
+
+def verdicts(judged: Sequence[Prompt], found: Evaluation) -> list[Verdict]:
+    """What was thought of every sample of an evaluation of these prompts."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(prompt.key for prompt in judged))}
     places = count()
-    verdicts = [
+    return [
         Verdict(
             prompt.text,
             tag_of(prompt),
@@ -87,8 +93,6 @@ def save_samples(folder: Path, step: int, judged: Sequence[Prompt], found: Evalu
         for one in found.judged
         for prompt in (judged[one.prompt],)
     ]
-    lines = [json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts]
-    write_atomically(verdicts_path(folder, step), "".join(lines))
 
 
 def verdicts_path(folder: Path, step: int) -> Path:
