@@ -17,14 +17,16 @@ def with_rollout_batch(config: TrainConfig) -> TrainConfig:
 
     Raises ModelError for a device that is not here.
     """
-    like, device = kin(config.model), device_of(config.device)
-    known = like is not None and MODELS[like].family not in ANSWERING
-    if config.rollout.micro_batch or not known or not device.startswith("cuda"):
+    device = device_of(config.device)
+    if config.rollout.micro_batch or not device.startswith("cuda"):
+        return config
+    like = kin(config.model)
+    if like is None or MODELS[like].family in ANSWERING:
         return config
     from models.architectures import architecture
     from t2i_rl.planning.plan import most_prompts
 
-    plan = PlanConfig.of(config, like or "", int(os.environ.get("WORLD_SIZE") or 1))
+    plan = PlanConfig.of(config, like, int(os.environ.get("WORLD_SIZE") or 1))
     plan = replace(plan, memory_gb=memory_of(device) / 1e9)
     found = most_prompts(architecture(plan.model), plan, FILLED * memory_of(device))
     return replace(config, rollout=replace(config.rollout, micro_batch=found))
