@@ -17,6 +17,7 @@ from models.errors import ModelError
 from rewards.errors import RewardError, printable
 from t2i_rl.commands.bench import bench
 from t2i_rl.commands.compare import compare
+from t2i_rl.commands.curve import curve
 from t2i_rl.commands.data import data
 from t2i_rl.commands.describe import check, methods, models, plan, presets, rewards
 from t2i_rl.commands.evaluate import evaluate
@@ -98,6 +99,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": compare,
     "heatmap": heatmap,
     "report": report,
+    "curve": curve,
     "data": data,
     "serve": serve,
     "methods": methods,

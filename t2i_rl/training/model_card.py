@@ -61,6 +61,7 @@ def card(
         f"{config.rollout.sampling.guidance_scale:g} |",
         f"| learning rate | {config.update.learning_rate:g}, {config.update.schedule} |",
         f"| command | `{started.get('command', '')}` |",
+        f"| hardware | {started.get('hardware', '')} |",
         f"| commit | {started.get('commit') or 'unknown'} |",
         f"| versions | {', '.join(f'{name} {number}' for name, number in started.get('versions', {}).items())} |",
         *_curve(judged),

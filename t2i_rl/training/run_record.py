@@ -11,14 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from models.device import in_words
 from t2i_rl.outputs import write_atomically
 
 RUN_RECORD = "run.json"
 PACKAGES = ("t2i-rl", "torch", "transformers", "numpy", "safetensors", "peft", "open-clip-torch")
 
 
-def surroundings() -> dict[str, Any]:
-    """When, where, by which command and with which versions this process runs."""
+def surroundings(device: str, processes: int = 1) -> dict[str, Any]:
+    """When, where, on what, by which command and with which versions this process runs, one of so many."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -28,6 +29,7 @@ def surroundings() -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
+        "hardware": f"{processes} x {in_words(device)}" if processes > 1 else in_words(device),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
         "versions": versions,
@@ -50,9 +52,10 @@ def commit() -> str:
     return said.stdout.strip()
 
 
-def record(run: Path) -> None:
-    """Add this process to those that have trained in the folder."""
-    write_atomically(run / RUN_RECORD, json.dumps([*read_record(run), surroundings()], indent=2) + "\n")
+def record(run: Path, device: str, processes: int) -> None:
+    """Add this process, and those that share the run with it, to those that have trained in the folder."""
+    here = surroundings(device, processes)
+    write_atomically(run / RUN_RECORD, json.dumps([*read_record(run), here], indent=2) + "\n")
 
 
 def read_record(run: Path) -> list[dict[str, Any]]:

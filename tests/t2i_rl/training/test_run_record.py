@@ -24,8 +24,9 @@ pytestmark = pytest.mark.usefixtures("brightness")
 
 
 def test_the_surroundings():
-    found = surroundings()
-    assert found.keys() == {"started", "host", "command", "commit", "versions"}
+    found = surroundings("cpu", 2)
+    assert found.keys() == {"started", "host", "hardware", "command", "commit", "versions"}
+    assert re.fullmatch(r"2 x cpu, \d+ cores with \d+ GB", found["hardware"])
     assert {"python", "torch", "t2i-rl"} <= found["versions"].keys()
     assert re.fullmatch(r"([0-9a-f]{12}\+?)?", found["commit"])
 
