@@ -1,5 +1,6 @@
 """What a run was started with, beside its settings: `RUN/run.json`, an entry for the start and each time it went on."""
 
+import hashlib
 import json
 import platform
 import shlex
@@ -56,6 +57,12 @@ def record(run: Path, device: str, processes: int) -> None:
     """Add this process, and those that share the run with it, to those that have trained in the folder."""
     here = surroundings(device, processes)
     write_atomically(run / RUN_RECORD, json.dumps([*read_record(run), here], indent=2) + "\n")
+
+
+def identity(run: Path) -> str:
+    """What tells a run from others of its name elsewhere, in 21 signs, and stays the same when it goes on."""
+    began = json.dumps([run.name, *read_record(run)[:1]], sort_keys=True)
+    return hashlib.sha256(began.encode()).hexdigest()[:21]
 
 
 def read_record(run: Path) -> list[dict[str, Any]]:

@@ -106,6 +106,20 @@ def test_a_tracker_is_told_every_step(tracker: tuple[str, Told], model: Path, tm
     assert (first["step"], second["step"]) == (0, 1) and "reward" in second["given"][0]
 
 
+def test_runs_of_one_name_are_apart_and_go_on_as_themselves(tracker: tuple[str, Told], model: Path, tmp_path: Path):
+    name, told = tracker
+    for place in ("here", "there"):
+        assert main(train_words(model, tmp_path / place / "first", "cfg", "--steps", "1", "--track", name)) == 0
+    assert main(["train", "--resume", str(tmp_path / "here/first"), "--steps", "2"]) == 0
+    here, there, again = (given for call, given in told.calls if call == "init")
+    key = "name" if name == "trackio" else "id"
+    assert here[key] == again[key] != there[key]
+    assert again["resume"] == "allow"
+    if key == "id":
+        assert re.fullmatch("[0-9a-f]{21}", here["id"])
+        assert "first" in here.values()
+
+
 def test_a_tracker_that_fails_costs_a_warning(
     tracker: tuple[str, Told], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
