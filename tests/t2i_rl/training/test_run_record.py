@@ -16,6 +16,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.rollout.noise import Noise
 from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training.model_card import publishable
 from t2i_rl.training.run_record import read_record, surroundings
 from t2i_rl.training.trackers import Package, check_tracker
 from tests.t2i_rl.small_runs import STEPS, Brightness, train_words
@@ -56,6 +57,12 @@ def test_the_card_of_a_checkpoint(finished: Path, model: Path):
         assert says in text, says
     assert len(re.findall(r"^\| [035] \|", text, re.MULTILINE)) == 3
     assert f"{STEPS} of {STEPS}" in text
+
+
+def test_a_card_may_go_where_others_read_it():
+    command = "t2i-rl train --model /home/ann/models/mine --out=~/runs/a --prompts mine.txt --reward shapes@http://a:1"
+    told = "t2i-rl train --model mine --out=a --prompts mine.txt --reward shapes"
+    assert publishable(command) == told and publishable("") == ""
 
 
 def test_plain_transformers_load_and_sample_a_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch):
