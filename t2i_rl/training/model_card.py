@@ -92,7 +92,8 @@ def publishable(command: str) -> str:
 
 def carried(card: str) -> str:
     """The card of a model that was written in another form: what it said of loading was of the former one."""
-    return card.partition(f"\n{TO_LOAD}")[0] + "\n".join(BY_US) + "\n"
+    said = card.partition(f"\n{TO_LOAD}")[0].replace("library_name: transformers\n", "")
+    return said + "\n".join(BY_US) + "\n"
 
 
 def _curve(judged: Sequence[Mapping[str, float]]) -> list[str]:

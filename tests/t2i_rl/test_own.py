@@ -66,6 +66,16 @@ def test_a_run_with_all_of_ones_own_goes_on_and_is_a_model(model: Path, here: Pa
     )
 
 
+def test_a_family_of_ones_own_is_checked(model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", "--model", f"my_family:Photographer@{model}", "--out", "sheet.png"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"ok +prompts +ids \[2, 1, \d+\]", said) and "WRONG" not in said
+    deaf = FAMILY.format(body="return super().encode(['a ring'] * len(prompts))").replace("Family(", "Deaf(")
+    (here / "my_deaf.py").write_text(deaf)
+    assert main(["check", "--model", f"my_deaf:Deaf@{model}", "--out", "sheet.png"]) == 2
+    assert re.search(r"WRONG +prompts +two prompts are read alike", capsys.readouterr().out)
+
+
 def test_a_benchmark_of_ones_own(model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
     words = ["eval", "my_benchmarks:Reds", "--model", str(model), "--images-per-prompt", "1", "--things", "ring"]
     assert main(words) == 0

@@ -51,7 +51,9 @@ def checkpoint(tmp_path: Path) -> Path:
     random_janus().save(folder)
     (folder / "optimizer-00001-of-00001.safetensors").write_bytes(b"moments")
     (folder / INVENTORY).write_text('{"step": 1, "settings": {}, "history": {}, "files": {}}')
-    (folder / "README.md").write_text("# card\n\n## To load it\n\nWith plain transformers\n")
+    (folder / "README.md").write_text(
+        "library_name: transformers\n# card\n\n## To load it\n\nWith plain transformers\n"
+    )
     return folder
 
 
