@@ -40,8 +40,9 @@ def memory_of(device: str) -> int:
 
 
 def in_words(device: str) -> str:
-    """A device as people know it: `cuda, NVIDIA H100 80GB HBM3 with 85 GB`."""
+    """A device as people know it: `cuda, NVIDIA H100 80GB HBM3 with 85 GB`, `cpu, 2 cores with 17 GB`."""
     import torch
 
-    name = f"{torch.cuda.get_device_name(device)} " if torch.device(device).type == "cuda" else ""
-    return f"{device}, {name}with {memory_of(device) / 1e9:.0f} GB"
+    of_gpu = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if of_gpu else f"{os.cpu_count()} cores"
+    return f"{device}, {name} with {memory_of(device) / 1e9:.0f} GB"

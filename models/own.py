@@ -1,11 +1,12 @@
 """Code that a person brings along, without a change here: `module:name`, or an entry point of an installed package.
 
-Nothing here imports torch; what is brought may.
+Nothing here imports torch; what is brought may. What goes wrong in it is told apart from what goes wrong here.
 """
 
 import re
 import sys
 import traceback
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from models.errors import ModelError
 
 MODELS, METHODS, BENCHMARKS = "t2i_rl.models", "t2i_rl.methods", "t2i_rl.benchmarks"  # groups of entry points
 SPELT = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # a module and a name in it
+OURS = ("t2i_rl", "models", "rewards", "eval")
+BROUGHT = set[str]()  # the packages of what was brought along, in this process
 
 
 def brought(name: str, group: str) -> Any:
@@ -27,17 +30,39 @@ def brought(name: str, group: str) -> Any:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     found = installed[0] if installed else EntryPoint(name, name, group)
+    package = found.module.partition(".")[0]
+    BROUGHT.update({package}.difference(OURS))
     try:
-        return found.load()
+        import_module(found.module)
     except ModuleNotFoundError as error:
         raise ModelError(
             f"{name} needs the module {error.name}, which is not here: start where its file lies, or install it"
         ) from error
-    except AttributeError as error:
-        raise ModelError(f"the module {found.module} has no {found.attr}: choose another name of it") from error
     except Exception as error:
         *_, last = traceback.extract_tb(error.__traceback__)
-        said = " ".join(str(error).split())
-        raise ModelError(
-            f"{name} cannot be imported: {type(error).__name__}: {said} ({last.filename}, line {last.lineno})"
-        ) from error
+        raise ModelError(f"{name} cannot be imported: {_said(error, last.filename, last.lineno)}") from error
+    try:
+        return found.load()
+    except AttributeError as error:
+        raise ModelError(f"the module {found.module} has no {found.attr}: choose another name of it") from error
+
+
+def mistake(error: BaseException) -> str | None:
+    """What went wrong in code that was brought along, and where; None for what went wrong here.
+
+    The innermost of the places that are either decides: what other packages refuse, they were asked for.
+    """
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        module = str(frame.f_globals.get("__name__"))
+        package = module.partition(".")[0]
+        if package in BROUGHT:
+            place = _said(error, frame.f_code.co_filename, line)
+            return f"{module}:{frame.f_code.co_qualname} failed: {place}"
+        if package in OURS:
+            return None
+    return None
+
+
+def _said(error: BaseException, file: str, line: int | None) -> str:
+    said = " ".join(str(error).split()) or "without a word"
+    return f"{type(error).__name__}: {said} ({file}, line {line})"

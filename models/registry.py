@@ -230,13 +230,28 @@ def load(name_or_path: str, dtype: "torch.dtype | None" = None, device: str = "c
     if draws and kin in ANSWERING:
         raise ModelError(f"{name_or_path} answers in text, and this draws pictures: choose another (t2i-rl models)")
     family = brought(":".join(FAMILIES.get(kin) or (kin,)), ENTRY_POINTS)
+    if not hasattr(family, "load"):
+        raise ModelError(f"{kin} is no family of models, for it has no load(source, dtype, device): give it one")
     policy: Policy = family.load(entry.source, dtype or torch.float32, device)
+    _check_whole(policy, kin)
     if entry.scales not in (None, tuple(height for height, _ in policy.layout.maps)):
         raise ModelError(
             f"{entry.source} has token maps of {list(policy.layout.maps)}, but {entry.name} has {entry.grid}: "
             "copy it again"
         )
     return policy
+
+
+def _check_whole(policy: "Policy", family: str) -> None:
+    """Raise ModelError for a policy that lacks a part of the protocol."""
+    from models.policy import Policy
+
+    parts = [*Policy.__annotations__, *(name for name in vars(Policy) if not name.startswith("_"))]
+    if missing := [name for name in parts if not hasattr(policy, name)]:
+        raise ModelError(
+            f"{family} is no family of models yet, for what it loads has no {', '.join(missing)}: give it what "
+            "models/policy.py describes"
+        )
 
 
 def _load_adapter(folder: Path, dtype: "torch.dtype | None", device: str, draws: bool) -> "Policy":

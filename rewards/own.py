@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,17 +38,19 @@ def brought(name: str) -> Any:
         sys.path.insert(0, here)
     found = installed[0] if installed else EntryPoint(name, name, GROUP)
     try:
-        return found.load()
+        import_module(found.module)
     except ModuleNotFoundError as error:
         if error.name and found.module.startswith(error.name):
             raise RewardError(
                 f"there is no module {found.module} for the reward {name!r}: start where its file lies, or install it"
             ) from error
         raise RewardError(f"the reward {name!r} needs the package {error.name}: install it") from error
-    except AttributeError as error:
-        raise RewardError(f"the module {found.module} has no {found.attr}: name another reward of it") from error
     except Exception as error:
         raise RewardError(f"the reward {name!r} cannot be imported: {place_of(error)}") from error
+    try:
+        return found.load()
+    except AttributeError as error:
+        raise RewardError(f"the module {found.module} has no {found.attr}: name another reward of it") from error
 
 
 def as_reward(found: Any, name: str, device: str) -> "Reward":

@@ -10,6 +10,7 @@ that are accepted; a second Ctrl-C does not wait. Nothing here imports torch bef
 import signal
 import socket
 import sys
+from dataclasses import replace
 
 import tyro
 
@@ -17,7 +18,7 @@ from rewards.catalogue import find
 from rewards.errors import RewardError, printable
 from rewards.files.noted import noted
 from rewards.http import token
-from rewards.http.service import Service
+from rewards.http.service import AUTO, Service
 from rewards.registry import build, check_servable
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -51,6 +52,7 @@ def serve(service: Service) -> None:
     check_servable(service.reward)
     asked, samples = token.secret(), find(service.reward).scores
     with listen(service.host, service.port) as listener:
+        service = replace(service, device=_device(service.device))
         with noted() as weights:
             reward = build(service.reward, service.device, samples=samples)
             reward.check([], [])  # a judge learns its model
@@ -68,10 +70,18 @@ def serve(service: Service) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         host, port = listener.getsockname()[:2]
-        print(f"{service.reward} ({reward.name}) at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"{service.reward} ({reward.name}) on {service.device} at {where}", flush=True)
         if service.host not in LOOPBACK and asked is None:
             print(f"anybody who reaches this port is answered: set {token.VARIABLE} to ask for a token", flush=True)
         server.run(sockets=[listener])
+
+
+def _device(asked: str) -> str:
+    """The device that is meant: `auto` is a GPU where there is one, else the CPU."""
+    import torch
+
+    return ("cuda" if torch.cuda.device_count() else "cpu") if asked == AUTO else asked
 
 
 def main() -> int:

@@ -1,22 +1,26 @@
 """The command line: `t2i-rl train | generate | eval | heatmap | ...`, one file each in `t2i_rl.commands`.
 
-Errors are one sentence on stderr: exit code 2 for bad input, 1 for a run that diverged. Help and
-argument errors import neither torch nor transformers, so commands import what they need when they run.
+Errors are one sentence on stderr: exit code 2 for bad input and for mistakes in code that a person brought along, 1 for
+a run that diverged. T2I_RL_TRACEBACK=1 prints the way to where they were raised too. Help and argument errors import
+neither torch nor transformers, so commands import what they need when they run.
 The first line of a command's docstring is what `t2i-rl --help` says of it.
 """
 
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 
 from models.errors import ModelError
+from models.own import mistake
 from rewards.errors import RewardError, printable
 from t2i_rl.commands.bench import bench
 from t2i_rl.commands.compare import compare
+from t2i_rl.commands.curve import curve
 from t2i_rl.commands.data import data
 from t2i_rl.commands.describe import check, methods, models, plan, presets, rewards
 from t2i_rl.commands.evaluate import evaluate
@@ -29,6 +33,8 @@ from t2i_rl.commands.train import train
 from t2i_rl.errors import DivergenceError, Stopped, UserError, is_of_memory
 from t2i_rl.outputs import is_of_files
 from t2i_rl.settings import check_whole, from_home
+
+TRACEBACK = "T2I_RL_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_whole(word, f"{word!r} on the command line", "bytes that are not UTF-8")
         command([from_home(word) for word in words[1:]])
     except (UserError, ModelError, RewardError) as error:
-        print(printable(f"t2i-rl: {error}"), file=sys.stderr)
-        return 2
+        return _refused(str(error), error)
     except DivergenceError as error:
         print(printable(f"t2i-rl: {error}"), file=sys.stderr)
         return 1
@@ -66,19 +71,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if not is_of_files(error):  # nothing that the user could mend
+    except Exception as error:
+        said = _of_memory(error, words[0]) or mistake(error) or _of_files(error)
+        if said is None:  # nothing that the user could mend
             raise
-        where = f"cannot use {error.filename}" if error.filename else "cannot write"
-        print(printable(f"t2i-rl: {where} ({error.strerror}): check the path and the free space"), file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_of_memory(error):
-            raise
-        smaller = BATCHES.get(words[0], "model")
-        print(f"t2i-rl: there is not enough memory for this: choose a smaller {smaller}", file=sys.stderr)
-        return 2
+        return _refused(said, error)
     return 0
+
+
+def _refused(said: str, error: Exception) -> int:
+    """The sentence, and before it the way to where it was raised, for who has asked for that; the exit code."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    print(printable(f"t2i-rl: {said}"), file=sys.stderr)
+    return 2
+
+
+def _of_memory(error: Exception, command: str) -> str | None:
+    if not is_of_memory(error):
+        return None
+    return f"there is not enough memory for this: choose a smaller {BATCHES.get(command, 'model')}"
+
+
+def _of_files(error: Exception) -> str | None:
+    if not isinstance(error, OSError) or not is_of_files(error):
+        return None
+    where = f"cannot use {error.filename}" if error.filename else "cannot write"
+    return f"{where} ({error.strerror}): check the path and the free space"
 
 
 def _open_streams() -> None:
@@ -98,6 +117,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": compare,
     "heatmap": heatmap,
     "report": report,
+    "curve": curve,
     "data": data,
     "serve": serve,
     "methods": methods,

@@ -68,7 +68,8 @@ class Worker:
         if ready != Verdict(right=True):
             self.end()
             why = ready.trouble if ready else "no reply"
-            raise RewardError(f"the grader {self.grader} does not start ({why}): run pip install 't2i-rl[math-verify]'")
+            needed = "pip install 'math-verify[antlr4_13_2]'"
+            raise RewardError(f"the grader {self.grader} does not start ({why}): run {needed}")
         return process
 
     def end(self) -> int:

@@ -7,6 +7,8 @@ import tyro
 
 from rewards.errors import RewardError
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class Service:
@@ -18,14 +20,14 @@ class Service:
         reward: the name of the reward.
         host: the address to listen on; 0.0.0.0 lets other machines in.
         port: 0 takes any free one.
-        device: where the reward runs, such as cpu or cuda.
+        device: where the reward runs: auto is cuda where there is one, else cpu.
         batch: images scored at once, of all clients together.
     """
 
     reward: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REWARD")]
     host: str = "127.0.0.1"
     port: int = 8100
-    device: str = "cpu"
+    device: str = AUTO
     batch: int = 32
 
     def __post_init__(self) -> None:

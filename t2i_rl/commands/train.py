@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from models.device import device_of, in_words
+from models.errors import ModelError
 from models.kin import kin
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
@@ -138,10 +140,11 @@ def train(arguments: Sequence[str]) -> None:
         if resolved.dry_run:
             config = replace(resolved.config, out=free_or_next(resolved.config.out, TrainConfig.out))
             print("\n".join(report(config, resolved.preset)))
+            with suppress(ModelError):  # which is among the obstacles
+                if (needed := memory(config)) and needed[1]:
+                    print(needed[0])
             if reasons := obstacles(config):
                 raise UserError(f"would NOT start: {'; '.join(dict.fromkeys(reasons))}")
-            if needed := memory(config):
-                print(needed[0])
             print(f"would start, on {in_words(device_of(config.device))}")
             return
         begin, parallel = partial(_start, resolved), resolved.config.parallel

@@ -23,6 +23,17 @@ def rooted(config: TrainConfig) -> TrainConfig:
     )
 
 
+def placeless(config: TrainConfig) -> TrainConfig:
+    """With the last names alone of what lies in folders, for others to read: names and ids of the hub stay."""
+    return replace(config, model=_last(config.model), prompts=_last(config.prompts), heldout=_last(config.heldout))
+
+
+def _last(source: str) -> str:
+    family, at, place = source.rpartition("@") if re.fullmatch(OWN, source) else ("", "", source)
+    is_path = place.startswith(("/", ".", "~")) or Path(place).exists()
+    return f"{family}{at}{Path(place).name}" if is_path else source
+
+
 def _prompts(source: str) -> str:
     return source if source in SHAPES_SPLITS or source in NAMES else _absolute(source)
 

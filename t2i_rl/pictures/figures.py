@@ -1,6 +1,7 @@
 """Figures in files: drawn without a window, and with all text as it was typed."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from t2i_rl.outputs import aside_of
+from t2i_rl.pictures.fonts import give_letters
 
 
 def new_figure(width: float, height: float, **settings: Any) -> Figure:
@@ -21,10 +23,13 @@ def new_figure(width: float, height: float, **settings: Any) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Write it. Captions and names are the user's, whose $ is no mathematics."""
-    for text in figure.findobj(Text):
+    """Write it. Captions and names are the user's: their $ is no mathematics, and their letters are any."""
+    texts = [found for found in figure.findobj(Text) if isinstance(found, Text)]
+    for text in texts:
         text.set_parse_math(False)
-    with aside_of(path) as aside:
+    give_letters(texts)
+    with aside_of(path) as aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # said in one line
         figure.savefig(aside, dpi=dpi, format="png")
 
 

@@ -13,6 +13,7 @@ from rich.progress import track
 from models.policy import Policy
 from t2i_rl.outputs import aside_of, whole_folder
 from t2i_rl.pictures.figures import ornament
+from t2i_rl.pictures.fonts import of_line, say_what_lacks
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
@@ -52,9 +53,10 @@ def contact_sheet(groups: Sequence[tuple[str, Sequence[UInt8[ndarray, "H W 3"]]]
     columns = max(len(images) for _, images in groups)
     width, height = columns * (CELL + MARGIN) + MARGIN, CAPTION + CELL + MARGIN
     sheet = Image.new("RGB", (width, height * len(groups) + MARGIN), "white")
-    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    canvas = ImageDraw.Draw(sheet)
+    say_what_lacks(caption for caption, _ in groups)
     for row, (caption, images) in enumerate(groups):
-        top = row * height + MARGIN // 2
+        top, font = row * height + MARGIN // 2, of_line(caption, 12)
         canvas.text((MARGIN, top), shortened(caption, font, width - 2 * MARGIN), fill="black", font=font)
         for column, image in enumerate(images):
             cell = Image.fromarray(image)
@@ -63,7 +65,7 @@ def contact_sheet(groups: Sequence[tuple[str, Sequence[UInt8[ndarray, "H W 3"]]]
     return sheet
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text on one line of at most `width` pixels, its end replaced by an ellipsis where it is longer."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

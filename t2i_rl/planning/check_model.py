@@ -107,7 +107,15 @@ def prompts_read(policy: Policy) -> Finding:
         QwenVLPolicy: qwen_prompts,
     }
     whole = base(policy)
-    return readers[type(whole)](whole)
+    return readers.get(type(whole), other_prompts)(whole)
+
+
+def other_prompts(policy: Policy) -> Finding:
+    """Of a family that was brought along: another prompt is read otherwise."""
+    one, another = (policy.encode([asked]).tensors for asked in (QUESTIONS if policy.stop_tokens else PROMPTS)[:2])
+    apart = any(one[name].shape != another[name].shape or not torch.equal(one[name], another[name]) for name in one)
+    said = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in one.items())
+    return Finding("prompts", apart, said if apart else f"two prompts are read alike: {said}")
 
 
 def base(policy: Policy) -> Policy:

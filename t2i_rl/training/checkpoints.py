@@ -127,6 +127,12 @@ def read(checkpoint: Path, resuming: bool = True, ranks: Ranks = ALONE) -> Inven
     return inventory
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that are the model's: all but the trainer's."""
+    every = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return [path for path in every if path.name != INVENTORY and not path.name.startswith(OPTIMIZER)]
+
+
 def check_source(model: str) -> None:
     """Refuse a model that is a checkpoint of a run and not whole; others are not looked at. Raises UserError."""
     if (Path(model) / INVENTORY).is_file():

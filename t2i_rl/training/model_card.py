@@ -1,6 +1,8 @@
 """The card of a checkpoint: README.md, which says what it is, how it came to be and how to load it, ours or not."""
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,15 @@ from models.janus.policy import ROLES, JanusPolicy
 from models.lora import LoraPolicy
 from models.policy import Policy
 from models.registry import find
+from rewards.registry import anywhere
 from t2i_rl.configuration.config import TrainConfig
+from t2i_rl.configuration.places import placeless
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.training.doubts import history
 
 CARD = "README.md"
+TO_LOAD = "## To load it"
+BY_US = ["", TO_LOAD, "", "```bash", 't2i-rl generate "a photo of a red circle" --model .', "```"]
 PLAIN = """
 With plain transformers:
 
@@ -38,14 +44,15 @@ and `t2i-rl export --model FOLDER --out MERGED` makes a whole model of both.
 def card(
     config: TrainConfig, policy: Policy, step: int, rows: Sequence[Mapping[str, float]], started: Mapping[str, Any]
 ) -> str:
-    """The text of a checkpoint's README.md.
+    """The text of a checkpoint's README.md, which may go where others read it: without folders and addresses.
 
     rows: what the run has measured so far. started: `t2i_rl.training.run_record.surroundings`.
     """
-    method, plain = run_method(config), _plain(policy)
+    method, plain, base = run_method(config), _plain(policy), _base(config.model)
+    config = placeless(config)
     judged = [row for row in rows if "heldout" in row and row["step"] <= step]
     lines = [
-        *("---", f"base_model: {json.dumps(_base(config.model))}", *(["library_name: transformers"] if plain else [])),
+        *("---", f"base_model: {json.dumps(base)}", *(["library_name: transformers"] if plain else [])),
         *(
             f"pipeline_tag: {'image-text-to-text' if policy.stop_tokens else 'text-to-image'}",
             "tags: [t2i-rl, reinforcement-learning, autoregressive]",
@@ -55,17 +62,18 @@ def card(
         f"`{config.model}`, trained with reinforcement learning by t2i-rl.",
         *("", "| | |", "|---|---|"),
         f"| method | `{config.method}`: {method.summary} |",
-        f"| reward | `{config.reward}` |",
+        f"| reward | `{anywhere(config.reward)}` |",
         f"| prompts | `{config.prompts}`, held out `{config.heldout}` |",
         f"| a step | {config.rollout.prompts_per_step} prompts x {config.rollout.group_size} images, guidance "
         f"{config.rollout.sampling.guidance_scale:g} |",
         f"| learning rate | {config.update.learning_rate:g}, {config.update.schedule} |",
-        f"| command | `{started.get('command', '')}` |",
+        f"| command | `{publishable(started.get('command', ''))}` |",
+        f"| hardware | {started.get('hardware', '')} |",
         f"| commit | {started.get('commit') or 'unknown'} |",
         f"| versions | {', '.join(f'{name} {number}' for name, number in started.get('versions', {}).items())} |",
         *_curve(judged),
         *_doubts(config, [row for row in rows if row["step"] <= step]),
-        *("", "## To load it", "", "```bash", 't2i-rl generate "a photo of a red circle" --model .', "```"),
+        *BY_US,
     ]
     return "\n".join(lines) + "\n" + plain
 
@@ -74,6 +82,18 @@ def _base(model: str) -> str:
     """The model as others can find it: on the hub, or by the name of its folder alone."""
     source = find(model).source
     return Path(source).name if Path(source).exists() else source
+
+
+def publishable(command: str) -> str:
+    """A command without addresses, and with the last names alone of what lies in folders from the root."""
+    words = [re.sub(r"@https?://\S*", "", word) for word in shlex.split(command)]
+    return shlex.join(re.sub(r"(^|[=@])[~/](.*/)?(?=.)", r"\1", word) for word in words)
+
+
+def carried(card: str) -> str:
+    """The card of a model that was written in another form: what it said of loading was of the former one."""
+    said = card.partition(f"\n{TO_LOAD}")[0].replace("library_name: transformers\n", "")
+    return said + "\n".join(BY_US) + "\n"
 
 
 def _curve(judged: Sequence[Mapping[str, float]]) -> list[str]:

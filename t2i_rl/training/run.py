@@ -99,7 +99,7 @@ def start(
                 shown = picture_record.as_record(trainer.prompts, heldout)
                 write_atomically(aside / picture_record.RECORD, shown)
             write_atomically(aside / ORIGINS, origins.as_record())
-            record(aside)
+            record(aside, trainer.config.device, ranks.world)
         with owned(config.out):
             try:
                 return _train(trainer, heldout, judges, done=0)
@@ -173,7 +173,7 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
         trainer.history = {prompt: Running(**seen) for prompt, seen in found.history.items()}
         _write_config(trainer)
         if ranks.first:
-            record(run)
+            record(run, trainer.config.device, ranks.world)
         return _train(trainer, heldout, judges, found.step)
 
 
@@ -249,7 +249,8 @@ def _write(trainer: Trainer, step: int, rows: Sequence[Metrics], folder: Path) -
     """What this process has to save of a checkpoint."""
     if trainer.ranks.first:
         trainer.policy.save(folder)
-        text = card(trainer.config, trainer.policy, step, rows, surroundings())
+        here = surroundings(trainer.config.device, trainer.ranks.world)
+        text = card(trainer.config, trainer.policy, step, rows, here)
         (folder / CARD).write_text(text, encoding="utf-8")
     optimizer_files.save(folder, trainer.weights, trainer.optimizer)
 

@@ -1,5 +1,6 @@
 """What a run was started with, beside its settings: `RUN/run.json`, an entry for the start and each time it went on."""
 
+import hashlib
 import json
 import platform
 import shlex
@@ -11,14 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from models.device import in_words
 from t2i_rl.outputs import write_atomically
 
 RUN_RECORD = "run.json"
 PACKAGES = ("t2i-rl", "torch", "transformers", "numpy", "safetensors", "peft", "open-clip-torch")
 
 
-def surroundings() -> dict[str, Any]:
-    """When, where, by which command and with which versions this process runs."""
+def surroundings(device: str, processes: int = 1) -> dict[str, Any]:
+    """When, where, on what, by which command and with which versions this process runs, one of so many."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -28,6 +30,7 @@ def surroundings() -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
+        "hardware": f"{processes} x {in_words(device)}" if processes > 1 else in_words(device),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
         "versions": versions,
@@ -50,9 +53,16 @@ def commit() -> str:
     return said.stdout.strip()
 
 
-def record(run: Path) -> None:
-    """Add this process to those that have trained in the folder."""
-    write_atomically(run / RUN_RECORD, json.dumps([*read_record(run), surroundings()], indent=2) + "\n")
+def record(run: Path, device: str, processes: int) -> None:
+    """Add this process, and those that share the run with it, to those that have trained in the folder."""
+    here = surroundings(device, processes)
+    write_atomically(run / RUN_RECORD, json.dumps([*read_record(run), here], indent=2) + "\n")
+
+
+def identity(run: Path) -> str:
+    """What tells a run from others of its name elsewhere, in 21 signs, and stays the same when it goes on."""
+    began = json.dumps([run.name, *read_record(run)[:1]], sort_keys=True)
+    return hashlib.sha256(began.encode()).hexdigest()[:21]
 
 
 def read_record(run: Path) -> list[dict[str, Any]]:

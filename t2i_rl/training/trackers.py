@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from t2i_rl.configuration.config import TrackerName
 from t2i_rl.errors import UserError
+from t2i_rl.training.run_record import identity
 
 PROJECT = "t2i-rl"
 
@@ -37,14 +38,15 @@ class Package:
         """Raises UserError where it cannot be begun."""
         check_tracker(name)
         self.name, self.silent = name, False
+        one = identity(run)  # swanlab's ids have 21 signs; trackio's runs go by their names
         own = {
-            "trackio": {"name": run.name, "resume": "allow"},
-            "wandb": {"name": run.name, "id": run.name, "resume": "allow", "dir": str(run)},
-            "swanlab": {"experiment_name": run.name, "logdir": str(run / "swanlab")},
+            "trackio": {"name": f"{run.name}-{one[:6]}"},
+            "wandb": {"name": run.name, "id": one, "dir": str(run)},
+            "swanlab": {"experiment_name": run.name, "id": one, "logdir": str(run / "swanlab")},
         }[name]
         try:
             self.package: Any = importlib.import_module(name)
-            self.package.init(project=PROJECT, config=dict(settings), **own)
+            self.package.init(project=PROJECT, config=dict(settings), resume="allow", **own)
         except Exception as error:  # each has its own: no connection, no key
             raise UserError(f"{name} cannot be begun ({_words(error)}): mend that, or leave out --track") from error
 

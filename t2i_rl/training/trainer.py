@@ -173,7 +173,8 @@ class Trainer:
             with torch.no_grad():
                 embeddings = self.policy.token_embeddings(rollout.tokens.flatten(0, 1), kind)
             embeddings = embeddings.unflatten(0, rollout.tokens.shape[:2])
-        return self.method.credit(rollout, embeddings, self.policy.layout, context).within(rollout.valid)
+        found = self.method.credit(rollout, embeddings, self.policy.layout, context)
+        return TokenCredit.checked(found, rollout, self.method.name).within(rollout.valid)
 
     def scored(self, rollout: Rollout) -> Float[Tensor, "R N"]:
         """Log-probabilities under the policy that sampled, before any weight moves."""

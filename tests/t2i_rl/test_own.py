@@ -66,6 +66,16 @@ def test_a_run_with_all_of_ones_own_goes_on_and_is_a_model(model: Path, here: Pa
     )
 
 
+def test_a_family_of_ones_own_is_checked(model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["check", "--model", f"my_family:Photographer@{model}", "--out", "sheet.png"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"ok +prompts +ids \[2, 1, \d+\]", said) and "WRONG" not in said
+    deaf = FAMILY.format(body="return super().encode(['a ring'] * len(prompts))").replace("Family(", "Deaf(")
+    (here / "my_deaf.py").write_text(deaf)
+    assert main(["check", "--model", f"my_deaf:Deaf@{model}", "--out", "sheet.png"]) == 2
+    assert re.search(r"WRONG +prompts +two prompts are read alike", capsys.readouterr().out)
+
+
 def test_a_benchmark_of_ones_own(model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
     words = ["eval", "my_benchmarks:Reds", "--model", str(model), "--images-per-prompt", "1", "--things", "ring"]
     assert main(words) == 0
@@ -173,5 +183,110 @@ def test_a_reward_that_is_nowhere(here: Path):
 )
 def test_one_sentence(here: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]):
     assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+RULE = """
+class Rule:
+    statistics, embeddings, compares, places = (), None, False, False
+    def __call__(self, rollout, embeddings, layout, context=None):
+        {body}
+"""
+FAMILY = """
+from models.janus.policy import JanusPolicy
+class Family(JanusPolicy):
+    def encode(self, prompts, negative_prompts=None):
+        {body}
+"""
+BENCHMARK = """
+from dataclasses import dataclass
+from pathlib import Path
+from t2i_rl.commands.benchmarks import Evaluating
+@dataclass(frozen=True, kw_only=True)
+class Bench(Evaluating):
+    out: Path = Path("runs/bench")
+    def benchmark(self):
+        {body}
+"""
+IN_PLACE = r"own_mistake:{place} failed: ZeroDivisionError: division by zero \(.*own_mistake.py, line {line}\)"
+OWN: list[tuple[str, str, str, str]] = [
+    (RULE, "return 1 / 0", "train", IN_PLACE.format(place="Rule.__call__", line=5)),
+    (FAMILY, "return 1 / 0", "generate", IN_PLACE.format(place="Family.encode", line=5)),
+    (BENCHMARK, "return 1 / 0", "eval", IN_PLACE.format(place="Bench.benchmark", line=9)),
+    (RULE, "open('/nowhere/to/be/found')", "train", r"Rule.__call__ failed: FileNotFoundError: .*nowhere.*line 5"),
+    (RULE, "import torch; torch.zeros(2) @ torch.zeros(3)", "train", r"Rule.__call__ failed: RuntimeError: .*line 5"),
+    (RULE, "return None", "train", "the method own_mistake:Rule gave NoneType: its rule has to return a TokenCredit"),
+    (
+        RULE,
+        "from t2i_rl.methods.credit.rule import TokenCredit as T; return T(rollout.valid[0], rollout.valid)",
+        "train",
+        r"gave a weight of shape \[3, 16\] for tokens of shape \[2, 3, 16\]",
+    ),
+    (
+        "import torch{body}",
+        "\ntorch.nothing_of_that_name",
+        "train",
+        "own_mistake:Rule cannot be imported: AttributeErr",
+    ),
+]
+
+
+def spoilt(here: Path, text: str, command: str, model: Path) -> int:
+    (here / "own_mistake.py").write_text(text)
+    words = {
+        "train": train_words(model, here / "run", "own_mistake:Rule", "--steps", "1"),
+        "generate": ["generate", "a ring", "--model", f"own_mistake:Family@{model}"],
+        "eval": ["eval", "own_mistake:Bench", "--model", str(model)],
+    }[command]
+    sys.modules.pop("own_mistake", None)
+    try:
+        return main(words)
+    finally:
+        sys.modules.pop("own_mistake", None)
+
+
+@pytest.mark.usefixtures("brightness")
+@pytest.mark.parametrize(("text", "body", "command", "says"), OWN, ids=[f"{of[2]}: {of[1]}" for of in OWN])
+def test_a_mistake_in_code_of_ones_own(
+    model: Path, here: Path, text: str, body: str, command: str, says: str, capsys: pytest.CaptureFixture[str]
+):
+    assert spoilt(here, text.format(body=body), command, model) == 2
+    error = capsys.readouterr().err
+    assert re.search(says, error) and error.count("\n") == 1
+    assert not (here / "run").exists()
+
+
+@pytest.mark.usefixtures("brightness")
+def test_the_way_to_a_mistake(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("T2I_RL_TRACEBACK", "1")
+    assert spoilt(here, RULE.format(body="return 1 / 0"), "train", model) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last)") and "trainer.py" in error
+    assert error.splitlines()[-1].startswith("t2i-rl: own_mistake:Rule.__call__ failed: ")
+
+
+@pytest.mark.usefixtures("brightness")
+def test_a_mistake_of_ours_is_not_hidden_behind_code_of_others(model: Path, here: Path):
+    """It came through code that was brought along, and was made here."""
+    body = "from t2i_rl.methods.credit.rule import TokenCredit as T; T(None, None).first(1)"
+    with pytest.raises(TypeError, match="not subscriptable"):
+        spoilt(here, RULE.format(body=body), "train", model)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Family = 3", "own_mistake:Family is no family of models, for it has no load"),
+        (
+            "class Family:\n    load = classmethod(lambda cls, *_: cls())\n    layout, encode = 1, 2",
+            "what it loads has no stop_tokens, vocabulary, never",
+        ),
+    ],
+)
+def test_a_family_that_is_none_yet(model: Path, here: Path, text: str, says: str, capsys: pytest.CaptureFixture[str]):
+    assert spoilt(here, text, "generate", model) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1

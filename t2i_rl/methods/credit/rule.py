@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from jaxtyping import Bool, Float
 
+from t2i_rl.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,6 +38,19 @@ class TokenCredit:
     classes: Mapping[str, Bool[Tensor, "P G N"]] = field(default_factory=dict)
     kl: Float[Tensor, "P G N"] | None = None
     advantages: Float[Tensor, "P G N"] | None = None
+
+    @classmethod
+    def checked(cls, found: object, rollout: Rollout, method: str) -> TokenCredit:
+        """What the rule of a method gave. Raises UserError for anything but the credit of every token."""
+        if not isinstance(found, cls):
+            raise UserError(f"the method {method} gave {type(found).__name__}: its rule has to return a TokenCredit")
+        for name, values in (("weight", found.weight), ("mask", found.mask)):
+            if values.shape != rollout.tokens.shape:
+                raise UserError(
+                    f"the method {method} gave a {name} of shape {list(values.shape)} for tokens of shape "
+                    f"{list(rollout.tokens.shape)}: its rule has to return one number for each token"
+                )
+        return found
 
     def within(self, valid: Bool[Tensor, "P G N"]) -> TokenCredit:
         """The same, and none for the other tokens."""

@@ -49,7 +49,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
     try:
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError as error:
-        raise UserError("reading .parquet files needs pyarrow: run pip install 't2i-rl[parquet]'") from error
+        raise UserError("reading .parquet files needs pyarrow: run pip install pyarrow") from error
     try:
         for batch in ParquetFile(path).iter_batches(BATCH):
             yield from batch.to_pylist()

@@ -21,6 +21,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from rewards.catalogue import REWARDS, RewardEntry
 from rewards.errors import RewardError
 from rewards.http.app import create_app
 from rewards.http.service import Service
@@ -360,7 +361,7 @@ def test_health_and_metrics_and_documentation(client: TestClient):
         version=VERSION,
         ready=True,
         scorer=Scorer(reward="shapes", model="brightness", weights=""),
-        device="cpu",
+        device="auto",  # `serve` says which that is
         waiting=0,
         busy=0.0,
     )
@@ -372,6 +373,25 @@ def test_health_and_metrics_and_documentation(client: TestClient):
     assert "reward_images_total 2.0" in lines
     posts = client.get("/openapi.json").json()["paths"]["/score"]["post"]
     assert posts["requestBody"]["content"]["application/octet-stream"]["schema"]["title"] == Envelope.__name__
+
+
+@pytest.mark.parametrize(("there", "asked", "meant"), [(1, "auto", "cuda"), (0, "auto", "cpu"), (1, "cpu", "cpu")])
+def test_it_serves_on_a_gpu_where_there_is_one_and_says_so(
+    there: int, asked: str, meant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    made: list[str] = []
+
+    def make(device: str) -> Brightness:
+        made.append(device)
+        return Brightness()
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    monkeypatch.setitem(REWARDS, "brightness", RewardEntry(make))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    serve(Service("brightness", port=0, device=asked))
+    assert made == [meant] and f"brightness (brightness) on {meant} at http://127.0.0.1:" in capsys.readouterr().out
+    assert Service("brightness").device == "auto"
 
 
 def test_a_port_in_use_is_one_sentence():

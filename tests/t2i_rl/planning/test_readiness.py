@@ -1,5 +1,6 @@
 """A dry run ends in whether the run would start, and why it would not."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def tried(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str
 def test_what_would_start(model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
     for words in ("", "--method critical", f"--model {model} {OF_RINGS}"):
         code, last, errors = tried(words, capsys)
-        assert (code, errors) == (0, "") and last.startswith("would start, on cpu, with ")
+        assert (code, errors) == (0, "") and re.match(r"would start, on cpu, \d+ cores with \d+ GB", last)
     assert [path.name for path in here.iterdir()] == ["rings.txt"]
 
 
@@ -66,6 +67,8 @@ def test_memory_by_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     _, _, errors = tried(words.format(""), capsys)
     assert "training takes 177.4 GB at its peak" in errors and "which is more than 90% of cpu" in errors
     assert tried(words.format("-lora"), capsys)[0] == 0
+    code, last, _ = tried("--preset janus-pro-7b-geneval-cfg", capsys)  # for a card, and there is none
+    assert code == 2 and last.startswith("by the plan, training takes 177.4 GB at its peak")
 
 
 def test_a_second_run_gets_the_next_folder(here: Path, capsys: pytest.CaptureFixture[str]):

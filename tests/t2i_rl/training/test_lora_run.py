@@ -83,6 +83,7 @@ def test_merged_weights_draw_the_images_of_adapters_and_base(run: Path, tmp_path
     adapters, merged = run / "checkpoints" / "step-000012", tmp_path / "merged"
     assert main(["export", "--model", str(adapters), "--out", str(merged)]) == 0
     assert not (merged / "adapter_config.json").exists()
+    assert "PeftModel" in (adapters / "README.md").read_text() and "PeftModel" not in (merged / "README.md").read_text()
     both = zip(images(adapters, tmp_path / "one"), images(merged, tmp_path / "two"), strict=True)
     assert all(np.array_equal(one, two) for one, two in both)
 

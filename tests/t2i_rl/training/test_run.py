@@ -322,7 +322,7 @@ def test_held_out_images_are_drawn_at_the_models_own_guidance(
     assert without_time(out)[0] == without_time(finished)[0]
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "no preset: the defaults"
-    assert said[1].startswith("on cpu, with ") and said[1].endswith(f", float32: {model} by cfg, for brightness")
+    assert said[1].startswith("on cpu, ") and said[1].endswith(f", float32: {model} by cfg, for brightness")
     assert said[2:5] == [
         f"1 steps of 2 prompts x 3 images, into {out}",
         LOADING,

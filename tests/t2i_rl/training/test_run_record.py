@@ -16,6 +16,7 @@ from t2i_rl.errors import UserError
 from t2i_rl.rollout.noise import Noise
 from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training.model_card import publishable
 from t2i_rl.training.run_record import read_record, surroundings
 from t2i_rl.training.trackers import Package, check_tracker
 from tests.t2i_rl.small_runs import STEPS, Brightness, train_words
@@ -24,8 +25,9 @@ pytestmark = pytest.mark.usefixtures("brightness")
 
 
 def test_the_surroundings():
-    found = surroundings()
-    assert found.keys() == {"started", "host", "command", "commit", "versions"}
+    found = surroundings("cpu", 2)
+    assert found.keys() == {"started", "host", "hardware", "command", "commit", "versions"}
+    assert re.fullmatch(r"2 x cpu, \d+ cores with \d+ GB", found["hardware"])
     assert {"python", "torch", "t2i-rl"} <= found["versions"].keys()
     assert re.fullmatch(r"([0-9a-f]{12}\+?)?", found["commit"])
 
@@ -55,6 +57,12 @@ def test_the_card_of_a_checkpoint(finished: Path, model: Path):
         assert says in text, says
     assert len(re.findall(r"^\| [035] \|", text, re.MULTILINE)) == 3
     assert f"{STEPS} of {STEPS}" in text
+
+
+def test_a_card_may_go_where_others_read_it():
+    command = "t2i-rl train --model /home/ann/models/mine --out=~/runs/a --prompts mine.txt --reward shapes@http://a:1"
+    told = "t2i-rl train --model mine --out=a --prompts mine.txt --reward shapes"
+    assert publishable(command) == told and publishable("") == ""
 
 
 def test_plain_transformers_load_and_sample_a_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch):
@@ -103,6 +111,20 @@ def test_a_tracker_is_told_every_step(tracker: tuple[str, Told], model: Path, tm
     begun, first, second, _ = (given for _, given in told.calls)
     assert begun["project"] == "t2i-rl" and begun["config"]["rollout.group_size"] == 3
     assert (first["step"], second["step"]) == (0, 1) and "reward" in second["given"][0]
+
+
+def test_runs_of_one_name_are_apart_and_go_on_as_themselves(tracker: tuple[str, Told], model: Path, tmp_path: Path):
+    name, told = tracker
+    for place in ("here", "there"):
+        assert main(train_words(model, tmp_path / place / "first", "cfg", "--steps", "1", "--track", name)) == 0
+    assert main(["train", "--resume", str(tmp_path / "here/first"), "--steps", "2"]) == 0
+    here, there, again = (given for call, given in told.calls if call == "init")
+    key = "name" if name == "trackio" else "id"
+    assert here[key] == again[key] != there[key]
+    assert again["resume"] == "allow"
+    if key == "id":
+        assert re.fullmatch("[0-9a-f]{21}", here["id"])
+        assert "first" in here.values()
 
 
 def test_a_tracker_that_fails_costs_a_warning(
