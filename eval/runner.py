@@ -129,7 +129,7 @@ def _another(row: Row, scorer: str, rules: str, weights: str) -> str | None:
         return ""
     if row["rules"] != rules:
         return " by other rules"
-    return " of other weights" if row.get("weights", weights) != weights else None
+    return " of other weights or code" if row.get("weights", weights) != weights else None
 
 
 def finish(

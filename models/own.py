@@ -19,17 +19,23 @@ OURS = ("t2i_rl", "models", "rewards", "eval")
 BROUGHT = set[str]()  # the packages of what was brought along, in this process
 
 
+def entry_point(name: str, group: str) -> EntryPoint | None:
+    """Where to find what goes by a name; None for no such name."""
+    installed = [*entry_points(group=group, name=name)]
+    if not installed and not re.fullmatch(SPELT, name):
+        return None
+    return installed[0] if installed else EntryPoint(name, name, group)
+
+
 def brought(name: str, group: str) -> Any:
     """What goes by a name, from an installed package or from a module that is found from here; None for no such name.
 
     Raises ModelError for what cannot be imported.
     """
-    installed = [*entry_points(group=group, name=name)]
-    if not installed and not re.fullmatch(SPELT, name):
+    if (found := entry_point(name, group)) is None:
         return None
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    found = installed[0] if installed else EntryPoint(name, name, group)
     package = found.module.partition(".")[0]
     BROUGHT.update({package}.difference(OURS))
     try:

@@ -26,17 +26,23 @@ GROUP = "t2i_rl.rewards"
 SPELT = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # a module and a name in it
 
 
+def entry_point(name: str) -> EntryPoint | None:
+    """Where to find what goes by a name; None for no such name."""
+    installed = [*entry_points(group=GROUP, name=name)]
+    if not installed and not re.fullmatch(SPELT, name):
+        return None
+    return installed[0] if installed else EntryPoint(name, name, GROUP)
+
+
 def brought(name: str) -> Any:
     """What goes by a name, from an installed package or from a module that is found from here; None for no such name.
 
     Raises RewardError for what cannot be imported.
     """
-    installed = [*entry_points(group=GROUP, name=name)]
-    if not installed and not re.fullmatch(SPELT, name):
+    if (found := entry_point(name)) is None:
         return None
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    found = installed[0] if installed else EntryPoint(name, name, GROUP)
     try:
         import_module(found.module)
     except ModuleNotFoundError as error:

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from rewards.catalogue import REWARDS, RewardEntry, Samples, find
 from rewards.errors import RewardError
-from rewards.files.noted import noted_as
-from rewards.own import SPELT
+from rewards.files.noted import note_code, noted_as
+from rewards.own import SPELT, entry_point
 
 if TYPE_CHECKING:
     from rewards.http.patience import Patience
@@ -128,7 +128,10 @@ def _build(term: Term, device: str, patience: "Patience | None") -> "Reward":
     if not term.addresses:
         try:
             with noted_as(term.name):
-                return term.entry.build(device)
+                entry = term.entry
+                if term.name not in REWARDS and (own := entry_point(term.name)):
+                    note_code(own.module)
+                return entry.build(device)
         except ModuleNotFoundError as error:
             mend = f"run `pip install -r {SCORERS}`, or serve it from where that is installed"
             if term.entry.scores == "answers":

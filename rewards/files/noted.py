@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from rewards.files.pins import sha256
+from rewards.files.sources import sources
 
 _found: ContextVar[dict[str, str] | None] = ContextVar("found", default=None)
 
@@ -51,3 +52,9 @@ def note_file(path: Path) -> None:
     """A file that weights, or what says how they are used, are read from. About a second per GB, if anybody asks."""
     if _found.get() is not None:
         note(str(path), sha256(path))
+
+
+def note_code(module: str | None) -> None:
+    """The files of a module, or of its package, that a person brought along (`rewards.files.sources`)."""
+    for path in sources(module):
+        note_file(path)

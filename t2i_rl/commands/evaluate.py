@@ -84,10 +84,11 @@ def run(wanted: Evaluating | EvalReasoning, benchmark: Benchmark, load: Callable
     from eval import runner
     from eval.records.manifest import Shard
     from eval.tables.report import show
-    from rewards.files.noted import noted
+    from rewards.files.noted import note_code, noted
 
     shard = Shard.from_environment()
     with noted() as made_of:
+        note_code(type(wanted).__module__)
         scorers = {} if wanted.generate_only else wanted.scorers()
         source = wanted.source(*load()) if isinstance(wanted, EvalReasoning) else images_of(wanted, load)
         summary = runner.run(benchmark, source, scorers, wanted.out, shard, wanted.batch, made_of)

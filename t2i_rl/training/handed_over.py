@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from rewards.catalogue import REWARDS, RewardEntry
+from rewards.files.noted import note_code
 from rewards.own import as_reward
 from rewards.reward import Reward
 from t2i_rl.configuration.config import TrainConfig
@@ -37,4 +38,5 @@ def taught(config: TrainConfig, reward: Callable[..., Any] | Reward | None, meth
 
 def given(reward: Callable[..., Any] | Reward, name: str, device: str) -> Reward:
     """A reward that was handed over, however often it is built."""
+    note_code(getattr(reward, "__module__", None))
     return as_reward(reward, name, device)

@@ -29,7 +29,7 @@ from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.words import check_asked, check_prompts
 from t2i_rl.training import checkpoints
 from t2i_rl.training.announcements import intended
-from t2i_rl.training.origins import Origins, origin_of
+from t2i_rl.training.origins import Origins, code_of, origin_of
 from t2i_rl.training.picture_record import check_pictures
 from t2i_rl.training.prompt_record import prompts_of
 from t2i_rl.training.trackers import check_tracker
@@ -83,7 +83,7 @@ def prepare(
     # A policy with adapters is its own reference, for it has them still to switch off.
     if method.needs_reference and source != config.model and not config.lora.rank:
         reference = origin_of(config.out, config, device)
-    origins = Origins(model, made_of)
+    origins = Origins(model, made_of, code_of(config, policy, method))
     origins.check(config.out, config.model)
     config = resolved(config, policy.default_guidance)
     return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judges, origins

@@ -242,7 +242,9 @@ def test_scores_by_other_weights_of_the_same_name_are_not_mixed(policy: JanusPol
 
     judged(geneval="one")
     judged(geneval="one")
-    with pytest.raises(UserError, match=r"holds scores by by pixel, now it is by pixel of other weights: remove"):
+    with pytest.raises(
+        UserError, match=r"holds scores by by pixel, now it is by pixel of other weights or code: remove"
+    ):
         judged(geneval="another")
     for ledger in (tmp_path / "scores").iterdir():
         rows = [{key: value for key, value in row.items() if key != "weights"} for row in lines(ledger)]

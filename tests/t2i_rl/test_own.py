@@ -1,5 +1,6 @@
 """What a person brings along: the pages' own examples run, and mistakes in it are one sentence."""
 
+import hashlib
 import json
 import re
 import sys
@@ -13,13 +14,17 @@ import pytest
 
 from rewards.catalogue import REWARDS
 from rewards.errors import RewardError
+from rewards.files.noted import noted
 from rewards.registry import build, parse
 from t2i_rl.cli import main
 from t2i_rl.configuration.config import EvaluationConfig, RolloutConfig, TrainConfig
 from t2i_rl.configuration.presets import preset
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import find_method
+from t2i_rl.methods.credit.guidance import GuidanceContrast
+from t2i_rl.methods.credit.product import Product
 from t2i_rl.training.handed_over import taught
+from t2i_rl.training.origins import code_of
 from t2i_rl.training.run import resume
 from tests.t2i_rl.small_runs import train_words
 
@@ -76,11 +81,77 @@ def test_a_family_of_ones_own_is_checked(model: Path, here: Path, capsys: pytest
     assert re.search(r"WRONG +prompts +two prompts are read alike", capsys.readouterr().out)
 
 
+def digest_of(*files: Path) -> str:
+    each = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    return hashlib.sha256("".join(each).encode()).hexdigest()
+
+
+def test_a_run_does_not_go_on_with_other_code(model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
+    words = train_words(model, here / "run", "my_methods:LastTokens", "--steps", "1", "--evaluation.every", "0")
+    words[words.index("brightness")] = "my_rewards:redness"
+    words[words.index(str(model))] = f"my_family:Photographer@{model}"
+    assert main(words) == 0
+    origins = json.loads((here / "run/origins.json").read_text())
+    assert origins["rewards"] == {"my_rewards:redness": digest_of(here / "my_rewards.py")}
+    assert origins["code"] == {
+        what: digest_of(here / f"{file}.py") for what, file in (("family", "my_family"), ("method", "my_methods"))
+    }
+    again = ["train", "--resume", str(here / "run"), "--steps", "2"]
+    for file, what in (
+        ("rewards", "reward my_rewards:redness"),
+        ("methods", "code of its method"),
+        ("family", "code of its family"),
+    ):
+        source = here / f"my_{file}.py"
+        before = source.read_text()
+        source.write_text(before + "# another word\n")
+        assert main(again) == 2
+        assert f"began with another {what} than there is now" in capsys.readouterr().err
+        source.write_text(before)
+    assert main(again) == 0
+
+
+def test_a_package_is_all_of_its_files(here: Path):
+    (here / "my_package").mkdir()
+    (here / "my_package/__init__.py").write_text("")
+    (here / "my_package/red.py").write_text(dict(EXAMPLES)["my_rewards"])
+    (here / "my_package/notes.txt").write_text("no code")
+    with noted() as found:
+        build("my_package.red:redness")
+    assert found == {"my_package.red:redness": digest_of(*(here / "my_package").glob("*.py"))}
+
+
+def test_what_is_handed_over_is_known_by_its_file(here: Path):
+    """A function of a notebook has none; our own classes are versions of ours."""
+    import my_methods
+    import my_rewards
+
+    def digest(reward: object) -> str:
+        with noted() as found:
+            build(taught(TrainConfig(), reward, None).reward)
+        return found["redness"]
+
+    assert digest(my_rewards.redness) == digest_of(here / "my_rewards.py")
+    typed = {"__name__": "__main__"}
+    exec(dict(EXAMPLES)["my_rewards"], typed)
+    assert digest(typed["redness"]) == ""
+    own = replace(find_method("grpo"), name="mine", credit=Product((my_methods.LastTokens(), GuidanceContrast())))
+    found = code_of(TrainConfig(method="mine"), None, own)
+    assert found == {"family": "", "method": digest_of(here / "my_methods.py")}
+
+
 def test_a_benchmark_of_ones_own(model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
     words = ["eval", "my_benchmarks:Reds", "--model", str(model), "--images-per-prompt", "1", "--things", "ring"]
     assert main(words) == 0
     assert "redness" in capsys.readouterr().out
     assert json.loads((here / "runs/reds/summary.json").read_text())["counts"]["images"] == 1
+    for file in ("my_benchmarks.py", "my_rewards.py"):
+        before = (here / file).read_text()
+        (here / file).write_text(before + "# another word\n")
+        assert main(words) == 2
+        assert "now it is my_rewards:redness of other weights or code" in capsys.readouterr().err
+        (here / file).write_text(before)
+    assert main(words) == 0
 
 
 def test_from_python(here: Path):
