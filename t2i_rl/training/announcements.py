@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from models.device import in_words
+from rewards.registry import anywhere
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.training.evaluation import Evaluation
 from t2i_rl.training.trainer import Trainer
 
 LOADING = "loading the reward and the model; weights that are not here are downloaded"
@@ -44,3 +46,13 @@ def preamble(trainer: Trainer, heldout: Sequence[Prompt]) -> list[str]:
             "proof of what was learned"
         )
     return lines
+
+
+def heldout_score(config: TrainConfig, found: Evaluation, noun: str) -> str:
+    """What the held-out score is, which is often not what training maximises. noun: what was judged."""
+    judged_by = anywhere(config.evaluation.reward or config.reward)
+    what = f"the mean of {judged_by}"
+    if found.verdict is not None:
+        what = f"the share of strict verdicts of {found.verdict.rpartition('/')[0] or judged_by}"
+    tags = f", the mean of {len(found.per_tag)} tags" if len(found.per_tag) > 1 else ""
+    return f"held-out score: {what}, on {found.images} {noun}{tags}"

@@ -3,7 +3,7 @@
 `eval.geneval` does the same with files, for a benchmark's numbers.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import fmean
@@ -50,6 +50,7 @@ class Evaluation:
     overall: the unweighted mean of `per_tag`, as in GenEval.
     also: the same mean of further rewards, by their names.
     judged: every sample, in the order of the prompts.
+    verdict: the part of the reward that the score is the share of; None: the score is the reward's mean.
     """
 
     per_tag: Mapping[str, float]
@@ -57,6 +58,7 @@ class Evaluation:
     images: int
     also: Mapping[str, float] = field(default_factory=dict)
     judged: Sequence[Judged] = ()
+    verdict: str | None = None
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -86,6 +88,7 @@ def evaluate(
     max_tokens: int | None = None,
     also: Mapping[str, Reward] = MappingProxyType({}),
     keep: Collection[int] = (),
+    watched: Callable[[Iterator[Generated]], Iterable[Generated]] = iter,
 ) -> Evaluation:
     """Generate `images_per_prompt` images of every prompt, about `batch` at a time, and score them.
 
@@ -96,11 +99,12 @@ def evaluate(
 
     asking, max_tokens: how a model that answers in text is asked, and how long its answers may be.
     keep: the indices of the prompts whose first samples are handed back.
+    watched: what this process's images go through as they come.
     """
     own = list[tuple[int, list[float], bool | None, str, str | None]]()
-    mine = ranks.share(len(prompts))
+    mine, verdict = ranks.share(len(prompts)), None
     drawn = generate(policy, prompts, images_per_prompt, sampling, seed, batch, mine, max_tokens, asking)
-    for images in chunks(drawn, batch):
+    for images in chunks(watched(drawn), batch):
         scores = score_generated(reward, prompts, images)
         verdict = verdict_name(scores.parts)
         columns = [scores.total if verdict is None else scores.parts[verdict]]
@@ -112,13 +116,15 @@ def evaluate(
             own.append((prompt, values, right, reason, _told(image) if prompt in keep and sample == 0 else None))
     found: dict[str, list[list[float]]] = {}
     judged = list[Judged]()
-    for prompt, values, right, reason, told in chain.from_iterable(ranks.each(own)):
+    verdicts, each = zip(*ranks.each([verdict, own]), strict=True)
+    for prompt, values, right, reason, told in chain.from_iterable(each):
         found.setdefault(tag_of(prompts[prompt]), []).append(values)
         judged.append(Judged(prompt, values[0], right, reason, None if told is None else _heard(policy, told)))
     means = {tag: [fmean(column) for column in zip(*rows, strict=True)] for tag, rows in found.items()}
     overall, *others = (fmean(column) for column in zip(*means.values(), strict=True))
     per_tag = {tag: first for tag, (first, *_) in means.items()}
-    return Evaluation(per_tag, overall, len(judged), dict(zip(also, others, strict=True)), judged)
+    verdict = next(filter(None, verdicts), None)  # a process without a share knows none
+    return Evaluation(per_tag, overall, len(judged), dict(zip(also, others, strict=True)), judged, verdict)
 
 
 def _told(sample: Sample) -> str:

@@ -33,12 +33,12 @@ Names in `metrics.jsonl`:
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -51,6 +51,7 @@ METRICS = "metrics.jsonl"
 RECENT = 10  # steps that the pace is read from
 SLOWER = 0.1  # a change of the pace that is worth a word
 Metrics = Mapping[str, float]
+T = TypeVar("T")
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -122,6 +123,10 @@ class Numbers:
     def say(self, text: str) -> None:
         """Nothing: one process speaks for all."""
 
+    def following(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
+        """The items, as they come."""
+        return iter(items)
+
 
 class MetricsLog(Numbers):
     """Writes every step's numbers; on a terminal one live progress line, elsewhere one plain line a step."""
@@ -134,7 +139,7 @@ class MetricsLog(Numbers):
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1 if done else 0)
         self.console = Console()
         self.progress = Progress(
-            TextColumn("step"),
+            TextColumn("{task.description}"),
             MofNCompleteColumn(),
             BarColumn(),
             TimeRemainingColumn(),
@@ -142,7 +147,7 @@ class MetricsLog(Numbers):
             console=self.console,
             disable=not sys.stdout.isatty(),
         )
-        self.task = self.progress.add_task("train", total=steps, completed=done, line="")
+        self.task = self.progress.add_task("step", total=steps, completed=done, line="")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -161,6 +166,16 @@ class MetricsLog(Numbers):
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
+
+    def following(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
+        """The items, counted in a line of their own for as long as they come; without a terminal one line says what."""
+        if self.progress.disable:
+            self.say(what)
+        task = self.progress.add_task(what, total=total, line="")
+        try:
+            yield from self.progress.track(items, total, task_id=task)
+        finally:
+            self.progress.remove_task(task)
 
     def log(self, metrics: Metrics) -> None:
         super().log(metrics)

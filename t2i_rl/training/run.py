@@ -42,7 +42,7 @@ from t2i_rl.pictures.strips import draw_progress
 from t2i_rl.prompts.prompt import Prompt, balanced
 from t2i_rl.prompts.questions import question_of
 from t2i_rl.training import checkpoints, optimizer_files, picture_record
-from t2i_rl.training.announcements import preamble
+from t2i_rl.training.announcements import heldout_score, preamble
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.doubts import doubts
 from t2i_rl.training.evaluation import evaluate
@@ -198,8 +198,12 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Rew
     def measured(step: int) -> dict[str, float]:
         with fitting("an evaluation", "a smaller evaluation.batch"):
             batch, asking, limit = config.evaluation.batch, trainer.collector.asking, trainer.limit
-            others = dict(further)
-            found = evaluate(policy, judged, judge, sampling, seed, batch, 1, ranks, asking, limit, others, shown)
+            what = f"judging {len(judged)} held-out {trainer.noun} (evaluation.images-per-tag)"
+            watched = partial(tracker.following, what=what, total=len(ranks.share(len(judged))))
+            more = dict(further), shown, watched
+            found = evaluate(policy, judged, judge, sampling, seed, batch, 1, ranks, asking, limit, *more)
+        if step == 0:
+            tracker.say(heldout_score(config, found, trainer.noun))
         if ranks.first:
             save_samples(run / SAMPLES, step, judged, found)
         per_tag = {f"heldout/{tag}": score for tag, score in found.per_tag.items()}

@@ -12,11 +12,13 @@ from numpy import ndarray
 
 from rewards.compose import Composite, Member
 from rewards.reward import Scores
+from t2i_rl.configuration.config import EvaluationConfig, TrainConfig
 from t2i_rl.parallel.ranks import Ranks
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.generate import generate
 from t2i_rl.rollout.sampling import Sampling
-from t2i_rl.training.evaluation import evaluate
+from t2i_rl.training.announcements import heldout_score
+from t2i_rl.training.evaluation import Evaluation, evaluate
 from t2i_rl.training.scoring import verdict_name
 from tests.conftest import random_janus
 from tests.t2i_rl.small_runs import Brightness
@@ -92,7 +94,7 @@ def test_two_processes_judge_and_keep_what_one_does():
     first, both = (
         evaluate(policy, prompts, Verdicts(), Sampling(), 3, 4, ranks=OfTwo(rank, told), keep=[0, 2]) for rank in (0, 1)
     )
-    assert first.images == 1 and (both.overall, both.images) == (alone.overall, 3)
+    assert first.images == 1 and both.verdict == "strict" and (both.overall, both.images) == (alone.overall, 3)
     for one, other in zip(both.judged, alone.judged, strict=True):
         assert replace(one, sample=None) == replace(other, sample=None)
         assert np.array_equal(one.sample, other.sample)
@@ -103,6 +105,21 @@ def test_a_sum_is_judged_by_its_verdict_and_by_its_mean_where_there_are_two():
     one = Composite({"a": Member(Verdicts(), 0.2, UNIT), "b": Member(Brightness(), 3.0, UNIT)})
     two = Composite({"a": Member(Verdicts(), 0.2, UNIT), "b": Member(Verdicts(), 0.2, UNIT)})
     policy, prompts = random_janus(), [Prompt("a photo of a ring")]
-    assert evaluate(policy, prompts, Verdicts(), Sampling(), seed=0, batch=2).overall == 1
-    assert evaluate(policy, prompts, one, Sampling(), seed=0, batch=2).overall == 1
-    assert evaluate(policy, prompts, two, Sampling(), seed=0, batch=2).overall == pytest.approx(0.2)
+    found = [evaluate(policy, prompts, reward, Sampling(), seed=0, batch=2) for reward in (Verdicts(), one, two)]
+    assert [each.overall for each in found] == pytest.approx([1, 1, 0.2])
+    assert [each.verdict for each in found] == ["strict", "a/strict", None]
+
+
+@pytest.mark.parametrize(
+    ("reward", "judged_by", "verdict", "tags", "says"),
+    [
+        ("shapes", "", "strict", 6, "the share of strict verdicts of shapes, on 300 images, the mean of 6 tags"),
+        ("shapes:1.0 hpsv2:0.5", "", "shapes/strict", 1, "the share of strict verdicts of shapes, on 300 images"),
+        ("shapes", "hpsv2@http://a:1", None, 1, "the mean of hpsv2, on 300 images"),
+        ("hpsv2:1.0 aesthetic:0.5", "", None, 1, "the mean of hpsv2:1.0 aesthetic:0.5, on 300 images"),
+    ],
+)
+def test_the_score_in_words(reward: str, judged_by: str, verdict: str | None, tags: int, says: str):
+    config = TrainConfig(reward=reward, evaluation=EvaluationConfig(reward=judged_by))
+    found = Evaluation({str(tag): 0.5 for tag in range(tags)}, 0.5, 300, verdict=verdict)
+    assert heldout_score(config, found, "images") == f"held-out score: {says}"

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from t2i_rl.pictures.curves import draw_reward_curve
 from t2i_rl.training import metrics_log as tracking
-from t2i_rl.training.metrics_log import MetricsLog, pace, read_metrics, step_seconds
+from t2i_rl.training.metrics_log import MetricsLog, Numbers, pace, read_metrics, step_seconds
 from tests.t2i_rl.training.test_trainer import settings, trainer
 
 ROWS = [{"step": 0, "heldout": 0.25}] + [{"step": step, "reward": step / 10, "seconds/sample": 0.5} for step in (1, 2)]
@@ -71,6 +71,23 @@ def test_one_plain_line_a_step_where_there_is_no_terminal(tmp_path: Path, capsys
         "step 2  reward 0.200  0.5 s  0:00:01 left",
     ]
     assert not captured.err
+
+
+def test_what_is_followed_is_counted_on_a_terminal_and_named_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    with MetricsLog(tmp_path / "a", 4, 0) as tracker:
+        assert [*tracker.following("abc", "judging 3 images", 3)] == ["a", "b", "c"]
+    assert capsys.readouterr().out == "judging 3 images\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with MetricsLog(tmp_path / "b", 4, 0) as tracker:
+        seen = []
+        for _ in tracker.following("abc", "judging 3 images", 3):
+            steps, judging = tracker.progress.tasks
+            seen.append((steps.description, judging.description, judging.total))
+        assert seen == [("step", "judging 3 images", 3)] * 3
+        assert [task.description for task in tracker.progress.tasks] == ["step"]
+    assert [*Numbers(tmp_path, 0).following("abc", "", 3)] == ["a", "b", "c"]
 
 
 def test_every_metric_of_a_step_is_documented():
