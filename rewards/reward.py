@@ -72,11 +72,15 @@ def score_images(
     images: Sequence[Sample],
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]],
+    mend: str = "",
 ) -> Scores:
-    """`reward.score`, refused with a `RewardError` unless every image has one finite number throughout."""
+    """`reward.score`, refused with a `RewardError` unless every image has one finite number throughout.
+
+    mend: what the caller can do about it, for the sentence's end.
+    """
     scores = score_each(reward, images, prompts, metadata)
     for row, why in scores.failures.items():
-        raise RewardError(f'{reward.name}: image {row} ("{prompts[row]}") has no score: {why}')
+        raise RewardError(f'{reward.name}: image {row} ("{prompts[row]}") has no score: {why}{mend}')
     return scores
 
 
@@ -105,7 +109,7 @@ def score_each(
                 "the reward must return one number per image"
             )
         for row in values.isfinite().logical_not().nonzero().flatten().tolist():
-            failures.setdefault(row, f"{part} is {values[row].item()}: look into the scorer's own log")
+            failures.setdefault(row, f"{part} is {values[row].item()}, which is no finite number")
     if len(scores.reasons) != len(images):
         raise RewardError(
             f"{reward.name}: {len(scores.reasons)} reasons for {len(images)} images: "

@@ -11,6 +11,8 @@ Row = Mapping[str, float]
 GAPS = {"float32": 1e-2, "bfloat16": 2.0}  # nats between sampler and trainer, by what the weights are in
 WINDOW = 10  # steps that a tendency is read from
 DEAD = 0.8  # share of groups that teach nothing, over a window
+LOST = 0.2  # share of groups without a score, over LOSING steps: they may be the hard prompts
+LOSING = 5
 EXPLODED = 1.0  # nats a token away from the reference
 LEAP = 20.0  # times the KL of the steps before, above a tenth of EXPLODED
 FALL = 0.02  # below the best held-out score, in two evaluations running
@@ -32,6 +34,13 @@ def doubts(rows: Sequence[Row], dtype: str, updates: int) -> dict[str, str]:
         found["equal rewards"] = f"in every group all images earned the same ({what}), so nothing could be learned"
     elif len(recent) == WINDOW and (dead := fmean(one.get("zero_variance", 0.0) for one in recent)) > DEAD:
         found["dead groups"] = f"{dead:.0%} of the groups of the last {WINDOW} steps taught nothing: equal rewards"
+    losing = [one for one in recent[-LOSING:] if "groups_scored" in one]
+    lost, scored = (sum(one[name] for one in losing) for name in ("groups_lost", "groups_scored"))
+    if len(losing) == LOSING and lost > LOST * (lost + scored):
+        found["lost groups"] = (
+            f"{lost:.0f} of the {lost + scored:.0f} groups of the last {LOSING} steps were left out, for images "
+            "of theirs have no score"
+        )
     if row.get("grad_norm") == 0:
         found["zero gradient"] = "the gradient was 0, so no weight moved"
     if updates == 1 and row.get("clip_fraction", 0.0) > 0:

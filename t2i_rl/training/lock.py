@@ -32,7 +32,7 @@ def owned(run: Path) -> Iterator[None]:
         pid, host = _owner(file)
         if free is None:
             print(f"warning: {run} is on a file system without locks: start only one process in it", file=sys.stderr)
-            free = not host or (host == socket.gethostname() and not _runs(pid))
+            free = not host or _gone(pid, host)
         if not free:
             raise UserError(
                 f"{run} is being trained by {f'process {pid} on {host}' if host else 'another process'}: wait for it, "
@@ -43,6 +43,20 @@ def owned(run: Path) -> Iterator[None]:
             yield
         finally:
             _write(file, "")
+
+
+def is_owned(run: Path) -> bool:
+    """Whether a process trains in the run, as far as its file says."""
+    if not (run / LOCK).is_file():
+        return False
+    with (run / LOCK).open(encoding="utf-8") as file:
+        pid, host = _owner(file)
+    return bool(host) and not _gone(pid, host)
+
+
+def _gone(pid: int, host: str) -> bool:
+    """Whether an owner was on this machine and runs no more."""
+    return host == socket.gethostname() and not _runs(pid)
 
 
 def _lock(file: TextIO) -> bool | None:

@@ -10,6 +10,7 @@ Names in `metrics.jsonl`:
 | zero_variance | share of groups whose images all scored the same: they teach nothing |
 | groups_dropped, groups_resampled | groups left out of the update; groups of further prompts (when filtered) |
 | groups_lost | groups that lack a score and count nowhere else (with on-reward-failure drop_group) |
+| groups_scored | the others (likewise) |
 | reward_faults/KIND | how often a reward server failed (kinds: `rewards.http.client`), whether a retry helped or not |
 | kl | mean divergence from the reference over all tokens, in the method's form, in nats; none without a reference |
 | kl_updated | the same over the updated tokens |
@@ -189,6 +190,8 @@ class MetricsLog(Numbers):
         for tracker in self.trackers:
             tracker.log(metrics, step)
         line = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "kl", "heldout") if name in metrics)
+        if lost := metrics.get("groups_lost"):
+            line += f"  {lost:.0f} of {lost + metrics['groups_scored']:.0f} groups lost"
         self.progress.update(self.task, completed=step, line=line)
         if self.progress.disable:
             self.say(f"step {step}  {line}{pace(self.kept, self.steps)}")

@@ -19,8 +19,8 @@ is warned of.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from t2i_rl.configuration.places import rooted
 from t2i_rl.errors import DivergenceError, Stopped, UserError, fitting
 from t2i_rl.methods.baselines import Running
 from t2i_rl.methods.method import Method
-from t2i_rl.outputs import naming, whole_folder, write_atomically
+from t2i_rl.outputs import whole_folder, write_atomically
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.pictures.answers import answers_path, draw_answers
 from t2i_rl.pictures.curves import draw_reward_curve
@@ -46,9 +46,10 @@ from t2i_rl.training.announcements import heldout_score, preamble
 from t2i_rl.training.determinism import determinism
 from t2i_rl.training.doubts import doubts
 from t2i_rl.training.evaluation import evaluate
+from t2i_rl.training.going_on import last_step, resumable
 from t2i_rl.training.handed_over import taught
 from t2i_rl.training.lock import owned
-from t2i_rl.training.metrics_log import Metrics, MetricsLog, Numbers, read_metrics
+from t2i_rl.training.metrics_log import Metrics, MetricsLog, Numbers
 from t2i_rl.training.model_card import CARD, card
 from t2i_rl.training.origins import RECORD as ORIGINS
 from t2i_rl.training.preparing import heldout_of, prepare
@@ -82,7 +83,8 @@ def start(
     config = taught(config, reward, method)
     if ranks.first and config.out.exists():
         raise UserError(
-            f"the run folder {config.out} exists: continue it with --resume {config.out}, or choose another --out"
+            f"the run folder {config.out} exists: continue it with --resume {config.out} (from Python resume(run)), or "
+            "choose another out"
         )
     config = rooted(config)
     with determinism(config.deterministic):
@@ -104,7 +106,7 @@ def start(
             try:
                 return _train(trainer, heldout, judges, done=0)
             except Exception:
-                if not any(row["step"] for row in read_metrics(config.out)):
+                if not last_step(config.out):
                     shutil.rmtree(config.out, ignore_errors=True)
                 raise
 
@@ -160,7 +162,7 @@ def _go_on(config: TrainConfig, ranks: Ranks) -> Path:
         ranks.meet()  # all have seen that
         if ranks.first:
             write_atomically(run / CONFIG, to_json(config))
-            with _resumable(run), MetricsLog(run, config.steps, found.step) as tracker:
+            with resumable(run), MetricsLog(run, config.steps, found.step) as tracker:
                 _finish(config, heldout_of(config), tracker)
         ranks.meet()
         if (run / PICTURES).exists():
@@ -215,7 +217,7 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Rew
 
     doubted: Mapping[str, str] = {}
     told, keep = 0, config.checkpoint.keep_last
-    with _resumable(run), numbers() if ranks.first else Numbers(run, done) as tracker, Stopping() as stopping:
+    with resumable(run), numbers() if ranks.first else Numbers(run, done) as tracker, Stopping() as stopping:
         every = config.evaluation.every
         if done == 0 and every:
             tracker.log({"step": 0, **measured(0)})
@@ -230,7 +232,8 @@ def _train(trainer: Trainer, heldout: Sequence[Prompt], judges: Mapping[str, Rew
                 tracker.say(f"warning: step {step}: {said}")
             if doubted and config.strict:
                 why = next(iter(doubted.values()))
-                raise DivergenceError(f"step {step}: {why}; a strict run ends here, its last checkpoint is as it was")
+                left = "its last checkpoint is as it was" if latest(run / CHECKPOINTS) else "it has no checkpoint yet"
+                raise DivergenceError(f"step {step}: {why}; a strict run ends here, {left}")
             best = best_step(tracker.kept)
             stop = any(ranks.each(stopping.asked))  # looked at once: what stops here is saved here
             if last or stop or step == best or step % config.checkpoint.every == 0:
@@ -257,16 +260,6 @@ def _write(trainer: Trainer, step: int, rows: Sequence[Metrics], folder: Path) -
         text = card(trainer.config, trainer.policy, step, rows, here)
         (folder / CARD).write_text(text, encoding="utf-8")
     optimizer_files.save(folder, trainer.weights, trainer.optimizer)
-
-
-@contextmanager
-def _resumable(run: Path) -> Iterator[None]:
-    """What stops a run says where it writes, and how it goes on."""
-    try:
-        with naming(run):
-            yield
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"t2i-rl train --resume {run} goes on") from stop
 
 
 def _finish(config: TrainConfig, heldout: Sequence[Prompt], tracker: Numbers) -> None:

@@ -8,6 +8,7 @@ import tyro
 
 from t2i_rl.configuration.config import CONFIG
 from t2i_rl.errors import UserError
+from t2i_rl.training.lock import is_owned
 
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
@@ -23,6 +24,10 @@ def complete(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first; half-written ones do not carry the final name."""
     numbered = {path.name.removeprefix("step-"): path for path in folder.glob("step-*") if path.is_dir()}
     return [numbered[step] for step in sorted(filter(str.isdecimal, numbered), key=int)]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def latest(folder: Path) -> Path | None:
@@ -42,9 +47,11 @@ def checkpoint_of(model: str) -> str:
     run, _, which = (model, "", "") if Path(model).exists() else model.rpartition("@")
     if not run or not is_run(Path(run)):
         return model
-    there = {path.name.removeprefix("step-").lstrip("0"): str(path) for path in complete(Path(run) / CHECKPOINTS)}
+    there = {str(step_of(path)): str(path) for path in complete(Path(run) / CHECKPOINTS)}
     if not there:
-        raise UserError(f"{run} has no checkpoint yet: wait for its first one")
+        if is_owned(Path(run)):
+            raise UserError(f"{run} has no checkpoint yet: wait for its first one")
+        raise UserError(f"{run} ended before its first checkpoint: t2i-rl train --resume {run} begins it anew")
     *_, newest = there
     wanted = which or _best(Path(run) / BEST) or LAST  # a run that is never evaluated has no best one
     if wanted == LAST:

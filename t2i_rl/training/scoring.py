@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,8 @@ from t2i_rl.parallel.ranks import Ranks
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.rollout.groups import Groups, Rollout, Sample
 
+MEND = ": mend that, or leave such groups out with --on-reward-failure drop_group"
+
 
 class Scorer:
     """Scores micro-batches in their order, in threads of their own, while the caller samples the next ones.
@@ -34,7 +37,7 @@ class Scorer:
 
     def __init__(self, reward: Reward, on_failure: OnRewardFailure) -> None:
         self.reward, self.seconds = reward, 0.0
-        self.ask = score_images if on_failure == "stop" else score_each
+        self.ask = partial(score_images, mend=MEND) if on_failure == "stop" else score_each
         self.asked: list[Future[Scores]] = []
 
     def __enter__(self) -> Self:

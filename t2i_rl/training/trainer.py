@@ -133,7 +133,7 @@ class Trainer:
             metrics["groups_dropped"] = len(collected.rewards) - len(groups.records)
             metrics["groups_resampled"] = len(collected.rewards) - len(collected.rounds[0].records)
         if self.config.on_reward_failure == "drop_group":
-            metrics["groups_lost"] = collected.lost
+            metrics |= {"groups_lost": collected.lost, "groups_scored": len(collected.rewards)}
         return metrics
 
     def advantages(self, groups: Groups) -> Float[Tensor, "P G"]:

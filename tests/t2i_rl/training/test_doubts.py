@@ -56,6 +56,13 @@ def test_a_step_that_teaches_behind_many_that_do_not():
     assert not doubts(rows, "float32", 1)
 
 
+def test_groups_that_are_lost_are_looked_at_over_several_steps():
+    half, few = ({"groups_lost": lost, "groups_scored": 8 - lost} for lost in (4, 1))
+    assert not doubts(run_of(*[few] * 5), "float32", 1) and not doubts(run_of(*[half] * 4), "float32", 1)
+    found = doubts(run_of(*[half] * 5), "float32", 1)
+    assert [*found] == ["lost groups"] and "20 of the 40 groups of the last 5 steps" in found["lost groups"]
+
+
 def test_groups_that_teach_nothing_are_looked_at_over_a_window():
     dead = {"zero_variance": 0.9}
     assert not doubts(run_of(*[dead] * 5), "float32", 1)

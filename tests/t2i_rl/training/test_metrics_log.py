@@ -73,6 +73,11 @@ def test_one_plain_line_a_step_where_there_is_no_terminal(tmp_path: Path, capsys
     assert not captured.err
 
 
+def test_groups_that_are_lost_stand_in_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log(tmp_path, 0, *({"step": 1 + lost, "groups_lost": lost, "groups_scored": 8 - lost} for lost in (0, 3)))
+    assert capsys.readouterr().out.splitlines() == ["step 1  ", "step 4    3 of 8 groups lost"]
+
+
 def test_what_is_followed_is_counted_on_a_terminal_and_named_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -82,7 +82,9 @@ def test_a_killed_run_ends_like_one_that_was_not(killed: Path, finished: Path, d
     assert_same_run(killed / death, finished)
 
 
-@pytest.mark.parametrize("step", [1, DIES_AT])
+@pytest.mark.parametrize(
+    ("step", "says"), [(1, "begins it anew, for it has no checkpoint yet"), (DIES_AT, "goes on after step 3")]
+)
 def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
     model: Path,
     finished: Path,
@@ -90,6 +92,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     step: int,
+    says: str,
 ):
     run, do = tmp_path / "run", Trainer.step
 
@@ -101,7 +104,7 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", stopped)
         assert main(train_words(model, run)) == 130
-    assert capsys.readouterr().err == f"t2i-rl: stopped: t2i-rl train --resume {run} goes on\n"
+    assert capsys.readouterr().err == f"t2i-rl: stopped: t2i-rl train --resume {run} {says}\n"
     assert main(["train", "--resume", str(run)]) == 0
     assert_same_run(run, finished)
 

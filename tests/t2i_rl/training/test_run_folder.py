@@ -1,6 +1,8 @@
 """A run's folder as a model: its best checkpoint, its newest, or that of a step."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,11 @@ def test_a_checkpoint_that_is_not_there(run: Path, which: str):
 def test_a_run_without_checkpoints(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").touch()
-    with pytest.raises(UserError, match="has no checkpoint yet"):
+    with pytest.raises(UserError, match=f"ended before its first checkpoint: t2i-rl train --resume {tmp_path} begins"):
+        checkpoint_of(str(tmp_path))
+    owner = {"pid": os.getppid(), "host": socket.gethostname()}
+    (tmp_path / "lock").write_text(json.dumps(owner))  # it is being trained
+    with pytest.raises(UserError, match="has no checkpoint yet: wait for its first one"):
         checkpoint_of(str(tmp_path))
 
 
