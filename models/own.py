@@ -41,6 +41,10 @@ def brought(name: str, group: str) -> Any:
     try:
         import_module(found.module)
     except ModuleNotFoundError as error:
+        if found.module.endswith(".py"):
+            raise ModelError(
+                f"{name!r} names a file, and a module is wanted: leave out .py, as in {name.replace('.py:', ':')}"
+            ) from error
         raise ModelError(
             f"{name} needs the module {error.name}, which is not here: start where its file lies, or install it"
         ) from error

@@ -7,6 +7,7 @@ imports torch before a model is loaded, so that `--help` stays quick.
 
 import re
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,7 +167,10 @@ def find(name_or_path: str) -> ModelEntry:
             return replace(entry, name=name_or_path, source=name_or_path, like=entry.like or name)
     if Path(name_or_path).exists() or re.fullmatch(HUB_ID, name_or_path):
         return ModelEntry(name_or_path, None, name_or_path, "unknown", None, None)
-    raise ModelError(f"unknown model {name_or_path!r}: give a folder, a hub id or one of the names {', '.join(MODELS)}")
+    meant = "".join(f"did you mean {one}? " for one in get_close_matches(name_or_path, MODELS, 1))
+    raise ModelError(
+        f"unknown model {name_or_path!r}: {meant}give a folder, a hub id or one of the names {', '.join(MODELS)}"
+    )
 
 
 def elsewhere(model: str, folder: Path) -> str:

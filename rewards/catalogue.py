@@ -7,6 +7,7 @@ used. `docs/rewards.md` has all records in a table.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
@@ -241,7 +242,11 @@ def find(name: str) -> RewardEntry:
     if name in REWARDS:
         return REWARDS[name]
     if (found := brought(name)) is None:
+        if Path(f"{name}.py").is_file():
+            raise RewardError(f"{name!r} is a module, {name}.py: name a function of it, as in {name}:FUNCTION")
+        meant = "".join(f"did you mean {one}? " for one in get_close_matches(name, REWARDS, 1))
         raise RewardError(
-            f"there is no reward named {name!r}: choose one of {', '.join(REWARDS)}, or one of your own as MODULE:NAME"
+            f"there is no reward named {name!r}: {meant}choose one of {', '.join(REWARDS)}, or one of your own as "
+            "MODULE:NAME"
         )
     return found if isinstance(found, RewardEntry) else RewardEntry(partial(as_reward, found, name))

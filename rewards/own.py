@@ -46,6 +46,10 @@ def brought(name: str) -> Any:
     try:
         import_module(found.module)
     except ModuleNotFoundError as error:
+        if found.module.endswith(".py"):
+            raise RewardError(
+                f"{name!r} names a file, and a module is wanted: leave out .py, as in {name.replace('.py:', ':')}"
+            ) from error
         if error.name and found.module.startswith(error.name):
             raise RewardError(
                 f"there is no module {found.module} for the reward {name!r}: start where its file lies, or install it"
@@ -111,7 +115,7 @@ class OwnReward:
                 return found
             total = torch.as_tensor(found, dtype=torch.float32).detach().cpu()
         if total.shape != (len(samples),):
-            raise RewardError(
-                f"the reward {self.name!r} gave {list(total.shape)} numbers for {len(samples)} images: give one each"
-            )
+            shape = " x ".join(map(str, total.shape))
+            gave = {0: "one number", 1: f"a list of {shape}"}.get(total.ndim, f"a table of {shape}")
+            raise RewardError(f"the reward {self.name!r} gave {gave} for {len(samples)} images: give a number for each")
         return Scores(total, {}, ("",) * len(samples))

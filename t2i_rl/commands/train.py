@@ -151,7 +151,8 @@ def train(arguments: Sequence[str]) -> None:
     from t2i_rl.parallel.processes import joined
 
     with joined(timedelta(minutes=parallel.patience)) as ranks:
-        print(f"{begin(ranks)}: see reward.png, samples.png and metrics.jsonl")
+        run = begin(ranks)
+        print(f"{run}: see reward.png, samples.png and metrics.jsonl; t2i-rl report {run} makes one page of all")
 
 
 def _start(resolved: Resolution, ranks: Ranks) -> Path:

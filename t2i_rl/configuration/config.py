@@ -17,6 +17,7 @@ import tyro
 from models.device import AUTO
 from rewards.http.patience import Patience
 from rewards.registry import anywhere, parse
+from t2i_rl.configuration.trackers import TrackerName
 from t2i_rl.parallel.settings import Parallel
 from t2i_rl.prompts.questions import PictureSize
 from t2i_rl.rollout.sampling import LogProb, Sampling
@@ -27,7 +28,6 @@ CONFIG = "config.json"  # what a run used, in its folder
 RewardOrder = Literal["sum-then-normalize", "normalize-then-sum"]
 OnRewardFailure = Literal["stop", "drop_group"]
 NULL = "null"  # the contrast of a model that draws with its unconditional branch
-TrackerName = Literal["trackio", "wandb", "swanlab"]
 # One text of the form that rewards.registry reads; on the command line its words need no quotes.
 RewardSpecification = Annotated[
     str,
@@ -289,7 +289,8 @@ class TrainConfig:
             language_model|generation_head; nothing: the model family's own, the transformer.
         device: where everything runs: auto is cuda where there is one, else cpu.
         strict: end the run, with exit code 1, at the first sign that it does not learn (t2i_rl/training/doubts.py).
-        track: where the numbers go besides TensorBoard and metrics.jsonl; each is a package of its own.
+        track: where the numbers go besides metrics.jsonl and TensorBoard, which are always written
+            (tensorboard --logdir runs); each is a package of its own.
         deterministic: use operations that give the same bits each time, on a GPU too; slower there. A CPU's do anyway.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from difflib import get_close_matches
 
 from models.own import METHODS as ENTRY_POINTS
 from models.own import brought
@@ -315,8 +316,9 @@ def find_method(name: str) -> Method:
     base, settings = base_name(name), settings_of(name)
     method = METHODS.get(base) or own_method(base)
     if method is None:
+        meant = "".join(f"did you mean {one}? " for one in get_close_matches(base, METHODS, 1))
         raise UserError(
-            f"there is no method {base!r}: choose one of {', '.join(METHODS)}, or one of your own as MODULE:NAME"
+            f"there is no method {base!r}: {meant}choose one of {', '.join(METHODS)}, or one of your own as MODULE:NAME"
         )
     if not settings:
         return method

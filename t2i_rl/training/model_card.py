@@ -25,6 +25,7 @@ With plain transformers:
 
 ```python
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 folder = "."  # of this checkpoint
@@ -32,7 +33,9 @@ model, tokenizer = JanusForConditionalGeneration.from_pretrained(folder), AutoTo
 text = "{user}: a photo of a red circle\\n\\n{assistant}:<begin_of_image>"
 ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
 tokens = model.generate(ids, generation_mode="image", do_sample=True, attention_mask=torch.ones_like(ids))
-pixels = model.decode_image_tokens(tokens)  # [1, H, W, 3], from -1 to 1
+pixels = model.decode_image_tokens(tokens).detach().clamp(-1, 1)  # [1, H, W, 3], from -1 to 1
+image = ((pixels[0] + 1) * 127.5).round().to(torch.uint8)
+Image.fromarray(image.numpy()).save("circle.png")
 ```
 """
 ADAPTERS = """

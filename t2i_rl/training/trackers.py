@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from t2i_rl.configuration.config import TrackerName
+from t2i_rl.configuration.trackers import TrackerName
 from t2i_rl.errors import UserError
 from t2i_rl.training.run_record import identity
 

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.registry import load
 from rewards.catalogue import REWARDS, RewardEntry
@@ -65,19 +67,23 @@ def test_a_card_may_go_where_others_read_it():
     assert publishable(command) == told and publishable("") == ""
 
 
-def test_plain_transformers_load_and_sample_a_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch):
+def test_plain_transformers_load_and_sample_a_checkpoint(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """By the card's own lines; the same tokens as ours where the most likely ones are taken."""
     folder = finished / "checkpoints" / f"step-{STEPS:06d}"
     snippet = (folder / "README.md").read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
     found: dict = {}
     monkeypatch.chdir(folder)
-    exec(compile(snippet.replace("do_sample=True", "do_sample=False"), "README.md", "exec"), found)
+    code = snippet.replace("do_sample=True", "do_sample=False").replace("circle.png", str(tmp_path / "circle.png"))
+    exec(compile(code, "README.md", "exec"), found)
     policy = load(str(folder))
     condition = policy.encode(["a photo of a red circle"])
     sampling = Sampling(guidance_scale=policy.default_guidance, temperature=0)
     ours = sample_group(policy, condition, 1, sampling, Noise(seed=0))
     assert torch.equal(found["tokens"], ours.tokens[0])
-    assert found["pixels"].shape[0] == 1
+    shown = np.asarray(Image.open(tmp_path / "circle.png")).astype(int)
+    assert np.abs(shown - ours.images(policy)[0, 0].permute(1, 2, 0).numpy()).max() <= 1
 
 
 class Told:
