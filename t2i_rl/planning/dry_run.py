@@ -46,7 +46,7 @@ def report(config: TrainConfig, preset: str | None) -> list[str]:
         ("settings", _settings(config, find_preset(preset) if preset else TrainConfig())),
     ]
     lines = [f"{name if first else '':<10}{line}" for name, part in rows for first, line in _marked(part)]
-    return [*lines, "", "dry run: nothing was loaded, downloaded or written"]
+    return [*lines, "", "dry run: nothing was downloaded or written, and nothing loaded but rewards of your own"]
 
 
 def composition(method: Method) -> list[str]:

@@ -7,12 +7,16 @@ Each reason is the sentence with which the run itself would be refused, but for 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from models.device import device_of, in_words, memory_of
 from models.errors import ModelError
 from models.files.adapter import is_adapter
+from models.files.config import read_json
 from models.kin import kin
 from models.registry import ANSWERING, MODELS, answers_in_text
+from models.registry import find as find_model
+from rewards.catalogue import REWARDS
 from rewards.errors import RewardError
 from rewards.registry import parse
 from t2i_rl.configuration.adapter_presets import ADAPTED
@@ -68,6 +72,32 @@ def _endpoints(config: TrainConfig) -> None:
             from rewards.judges.endpoint import Endpoint
 
             Endpoint.from_environment(term.entry.endpoint)
+
+
+def _own_rewards(config: TrainConfig) -> None:
+    """Those of one's own, on pictures of noise with the first prompt."""
+    names = {config.reward: config.prompts}
+    if config.evaluation.every:
+        names |= {name: config.heldout for name in (config.evaluation.reward, *config.evaluation.also) if name}
+    for name, source in names.items():
+        own = [term.name for term in parse(name) if term.name not in REWARDS and not term.addresses]
+        if not own:
+            continue
+        from rewards.registry import build
+        from rewards.trial import try_own
+
+        (first, *_) = load_prompts(source)
+        for one in own:
+            reward = build(one, device_of(config.device), samples=parse(one)[0].entry.scores)
+            try_own(one, reward, first.text, first.metadata, lambda: (_side(config.model),) * 2)
+
+
+def _side(model: str) -> int:
+    """Of what the model draws, in pixels: as its config says where it lies here, else 16 by token."""
+    entry = find_model(model)
+    config = Path(entry.source) / "config.json"
+    vision = read_json(config).get("vision_config", {}) if config.is_file() else {}
+    return int(vision.get("image_size", 16 * (entry.scales or (24,))[-1]))
 
 
 def _model(config: TrainConfig) -> None:
@@ -126,6 +156,7 @@ LOOKS: tuple[Callable[[TrainConfig], None], ...] = (
     _prompts,
     _heldout,
     _endpoints,
+    _own_rewards,
     _model,
     _adapted_layers,
     _memory,

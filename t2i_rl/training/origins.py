@@ -87,7 +87,7 @@ def code_of(config: TrainConfig, policy: Policy, method: Method) -> dict[str, st
 def _home(name: str, group: str) -> str | None:
     """The module that what goes by a name comes from."""
     found = entry_point(name, group)
-    return found and found.module
+    return found.module if found else None
 
 
 def _modules(part: object) -> set[str | None]:

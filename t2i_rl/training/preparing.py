@@ -1,6 +1,7 @@
 """What a run needs before its first step: prompts, rewards, the model; all that can be refused is refused here."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from rewards.cut import sentence
 from rewards.files.noted import noted
 from rewards.registry import build
 from rewards.reward import Reward
+from rewards.trial import try_own
 from t2i_rl.configuration.asking import asking_of
 from t2i_rl.configuration.checks import check_records, check_settings, check_shares
 from t2i_rl.configuration.config import TrainConfig, resolved
@@ -26,6 +28,7 @@ from t2i_rl.planning.rollout_batch import with_rollout_batch
 from t2i_rl.prompts.contrasts import ANY_TEXT
 from t2i_rl.prompts.cut import cut_by
 from t2i_rl.prompts.prompt import Prompt
+from t2i_rl.rollout.groups import pixels
 from t2i_rl.rollout.words import check_asked, check_prompts
 from t2i_rl.training import checkpoints
 from t2i_rl.training.announcements import intended
@@ -80,6 +83,9 @@ def prepare(
     for (which, asked, _), by_scorer in zip(sets, found, strict=True):
         for cut in (*cut_by(policy, config.model, [one.text for one in asked]), *(by_scorer or ())):
             print(sentence(cut, len(asked), which), flush=True)
+    tried = {name: (heldout[0], one) for name, one in judges.items() if heldout} | {config.reward: (prompts[0], reward)}
+    for specification, (first, one) in tried.items():
+        try_own(specification, one, first.text, first.metadata, partial(_picture_size, policy, device))
     # A policy with adapters is its own reference, for it has them still to switch off.
     if method.needs_reference and source != config.model and not config.lora.rank:
         reference = origin_of(config.out, config, device)
@@ -87,6 +93,13 @@ def prepare(
     origins.check(config.out, config.model)
     config = resolved(config, policy.default_guidance)
     return Trainer(config, policy, method, reward, prompts, reference, ranks), heldout, judges, origins
+
+
+def _picture_size(policy: Policy, device: str) -> tuple[int, int]:
+    """Height and width of what the model draws."""
+    with torch.no_grad():
+        drawn = pixels(policy, torch.zeros(1, policy.layout.tokens, dtype=torch.long, device=device))
+    return drawn.shape[-2], drawn.shape[-1]
 
 
 def heldout_of(config: TrainConfig) -> list[Prompt]:

@@ -90,7 +90,9 @@ def test_every_range_goes_up() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_names() -> None:
-    with pytest.raises(RewardError, match="no reward named 'shape': choose one of shapes, shapes-official"):
+    with pytest.raises(
+        RewardError, match=r"no reward named 'shape': did you mean shapes\? choose one of shapes, shapes-official"
+    ):
         build("shape")
 
 

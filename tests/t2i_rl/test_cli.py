@@ -23,7 +23,7 @@ REFUSED = [
     ("train --steps many", "invalid literal for int() with base 10: 'many'"),
     ("train --update.schedule cubic", "invalid choice 'cubic' for argument '--update.schedule'"),
     ("train --rollout.group-size 1", "rollout.group-size is 1"),
-    ("train --method ppo", "there is no method 'ppo': choose one of grpo, cfg"),
+    ("train --method ppo", "there is no method 'ppo': did you mean vppo? choose one of grpo, cfg"),
     ("train --model huge", "unknown model 'huge': give a folder, a hub id or one of the names tiny"),
     ("trian", "there is no command 'trian': did you mean train? choose one of"),
     ("train --group-size 4", "Unrecognized options: --group-size, 4: did you mean --rollout.group-size?"),

@@ -255,7 +255,7 @@ def test_a_reward_that_is_nowhere(here: Path):
         ("train --model tinny", "unknown model 'tinny': did you mean tiny? give"),
         (
             "train --track tensorboard",
-            "no tracker 'tensorboard': choose of trackio, wandb, swanlab, or none, for TensorB",
+            "no tracker 'tensorboard': choose of trackio, wandb, swanlab, or none",
         ),
         ("train --method nowhere:rule", "needs the module nowhere, which is not here"),
         ("train --method my_methods:Nothing", "the module my_methods has no Nothing"),
@@ -373,3 +373,32 @@ def test_a_family_that_is_none_yet(model: Path, here: Path, text: str, says: str
     assert spoilt(here, text, "generate", model) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def score(images, prompts, metadata): return images[0].mean()", "gave one number for 2 images"),
+        ("def score(images, prompts, metadata): return images[99]", "own_mistake:score' failed: IndexError"),
+        ("def score(images, prompts, metadata): return [1.0] * (images[0].shape == (8, 8, 3))", "gave a list of"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry run", "start"])
+def test_a_reward_is_tried_before_anything_is_drawn(
+    model: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    says: str,
+    dry: list[str],
+):
+    """On pictures of the model's size, which is 8 here."""
+    (here / "own_mistake.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "own_mistake", raising=False)
+    monkeypatch.setattr("t2i_rl.training.run._train", pytest.fail)
+    words = train_words(model, here / "run", "grpo", *dry)
+    words[words.index("brightness")] = "own_mistake:score"
+    assert main(words) == 2
+    assert says in capsys.readouterr().err and not (here / "run").exists()
+    sys.modules.pop("own_mistake")
