@@ -60,7 +60,7 @@ def test_settings_are_replaced_and_the_text_is_the_name(name: str, wanted: Metho
 
 
 REFUSED = [
-    ("gcpo[credit.top=1]", "there is no method 'gcpo': choose one of grpo"),
+    ("gcpo[credit.top=1]", "there is no method 'gcpo': did you mean vgpo? choose one of grpo"),
     ("cfg[", "has to end with its settings in brackets"),
     ("cfg[credit.top=0.3]x", "has to end with its settings in brackets"),
     ("cfg[]", "has the setting '': write it as PATH=VALUE"),
