@@ -4,7 +4,7 @@ from pathlib import Path
 
 from t2i_rl.pictures.figures import new_figure, save_figure
 
-TITLES = {"reward": "reward of the step's own prompts", "heldout": "held-out score"}
+TITLES = {"reward": "training reward", "heldout": "held-out score"}
 
 
 def draw_reward_curve(run: Path, metrics: list[dict[str, float]]) -> Path:
@@ -13,6 +13,7 @@ def draw_reward_curve(run: Path, metrics: list[dict[str, float]]) -> Path:
     panels = figure.subplots(len(TITLES), sharex=True)
     panels[0].set_title(run.name)
     panels[-1].set_xlabel("step")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     for axes, (name, title) in zip(panels, TITLES.items(), strict=True):
         measured = [row for row in metrics if name in row]
         steps, values = [row["step"] for row in measured], [row[name] for row in measured]

@@ -33,6 +33,7 @@ from t2i_rl.training.run_record import read_record
 from t2i_rl.training.samples import SAMPLES, read_verdicts
 
 REPORT = "report.html"
+FEW, SETTLED = 10, 2  # prompts that say nothing; standard errors that a change has to have
 ROUNDING = 1e-6  # what numbers differ by that are the same: of their size, or of 1 where that is more
 
 # Told apart without colour vision; from the seventh run on, by their dashes.
@@ -237,7 +238,7 @@ def summary(run: Reported) -> dict[str, str]:
         "held-out before": f"{scores[0]:.3f}" if 0 in scores else "",
         "best (step)": "" if best is None else f"{trained[best]:.3f} ({best})",
         "last": f"{trained[max(trained)]:.3f}" if trained else "",
-        "its standard error": "" if error is None else f"± {error:.3f}",
+        "error of the last": "" if error is None else f"± {error:.3f}",
         "training time": f"{sum(map(step_seconds, run.metrics)):.0f} s",
     }
 
@@ -247,20 +248,48 @@ def headline(run: Reported) -> dict[str, str]:
     scores, both = run.curve("heldout"), run.paired
     rewards = [f"{value:.3f}" for _, value in run.curve("reward")]
     said = {"score": rewards[-1] if rewards else "", "change": "", "under": "reward of the last step", "prompts": ""}
-    if len(scores) > 1:
+    if len(scores) == 1:
+        ((step, score),) = scores
+        said |= {"score": f"{score:.3f}", "under": f"held-out score at step {step}, the only evaluation"}
+    elif scores:
         (first, before), (last, after) = scores[0], scores[-1]
-        alone = last_error(run)
-        error = None if alone is None else alone * math.sqrt(2)  # of a difference of two such scores
-        error = both.error if both and both.error is not None else error
+        error = change_error(run)
         said = {
             "score": f"{before:.3f} → {after:.3f}",
             "change": f"{after - before:+.3f}" + ("" if error is None else f" ± {error:.3f}"),
             "under": f"held-out score, step {first} to {last}",
-            "prompts": f"{both.won} prompts won, {both.lost} lost, of {both.prompts}" if both else "",
+            "prompts": f"prompts won: {both.won}, lost: {both.lost}, of {both.prompts}" if both else "",
         }
     seconds = sum(map(step_seconds, run.metrics))
-    said["time"] = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
-    return {"run": run.name, **said, "commit": run.commit}
+    hours, minutes = f"{seconds / 3600:.1f} h", f"{seconds / 60:.0f} min"
+    said["time"] = hours if seconds >= 3600 else minutes if seconds >= 120 else f"{seconds:.0f} s"
+    return {"run": run.name, "method": run.config.method, **said, "commit": run.commit}
+
+
+def change_error(run: Reported) -> float | None:
+    """The standard error of the held-out score's change: over prompts, where the samples are known."""
+    if run.paired and run.paired.error is not None:
+        return run.paired.error
+    alone = last_error(run)
+    return None if alone is None else alone * math.sqrt(2)  # of a difference of two such scores
+
+
+def learned(run: Reported) -> str:
+    """Whether the held-out score says that the run learned, in a sentence."""
+    scores = run.curve("heldout")
+    if len(scores) < 2:
+        return "This cannot be said: the held-out prompts were judged " + ("once." if scores else "never.")
+    change, error = scores[-1][1] - scores[0][1], change_error(run)
+    if run.paired and run.paired.prompts < FEW:
+        return f"This cannot be said: {run.paired.prompts} held-out prompts are too few."
+    if not change:
+        return "This is not seen: the held-out score is what it was."
+    if not error:
+        return f"The held-out score changed by {change:+.3f}; how sure that is, is not known."
+    size = f"{change:+.3f} is {abs(change) / error:.1f} of its standard errors"
+    if abs(change) < SETTLED * error:
+        return f"This is not settled: the held-out score's change of {size}, and {SETTLED} are asked for."
+    return f"{'Yes' if change > 0 else 'No, it unlearned'}: the held-out score's change of {size}."
 
 
 def silent(name: str, runs: Sequence[Reported]) -> bool:
@@ -326,7 +355,7 @@ def report(runs: Sequence[Reported]) -> str:
         summary=[summary(run) for run in runs],
         headlines=[headline(run) for run in runs],
         silent=[name for name in dict.fromkeys(measured) if silent(name, runs)],
-        doubts={run.name: doubted(run) for run in runs},
+        doubts={run.name: (learned(run), doubted(run)) for run in runs},
         gains=gains(runs),
         sections=sections(measured),
         differing={name: values for name, values in chosen.items() if len(set(values)) > 1},

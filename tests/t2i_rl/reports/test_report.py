@@ -54,8 +54,8 @@ def test_what_a_person_wants_to_know_first(runs: list[Path], page: Path):
     html = page.read_text()
     first = report.headline(report.read(runs[0], "whole"))
     assert re.fullmatch(r"0\.\d{3} → 0\.\d{3}", first["score"]) and "±" in first["change"]
-    assert f"<strong>{first['score']}</strong>" in html and first["time"] == "0 min"
-    assert re.fullmatch(r"\d prompts won, \d lost, of 2", first["prompts"]) and first["prompts"] in html
+    assert f"<strong>{first['score']}</strong>" in html and re.fullmatch(r"\d+ s", first["time"])
+    assert re.fullmatch(r"prompts won: \d, lost: \d, of 2", first["prompts"]) and first["prompts"] in html
     assert "prefers-color-scheme: dark" in html
     assert "never changed" in html  # such as the clipped tokens of single updates
 
@@ -86,11 +86,33 @@ def test_the_change_over_the_prompts_that_were_asked_twice():
     run = reported(heldout=[0.25, 0.5], **{"heldout/a": [0.25, 0.5]})
     told = report.headline(dataclasses.replace(run, paired=Paired(20, 7, 2, 0.04)))
     assert told["score"] == "0.250 → 0.500" and told["change"] == "+0.250 ± 0.040"
-    assert told["prompts"] == "7 prompts won, 2 lost, of 20"
+    assert told["prompts"] == "prompts won: 7, lost: 2, of 20"
     images = TrainConfig().evaluation.images_per_tag
     alone = math.sqrt(0.5**2 / images * 2)  # a single prompt has no error over prompts
     assert report.headline(dataclasses.replace(run, paired=Paired(1, 1, 0, None)))["change"] == f"+0.250 ± {alone:.3f}"
     assert report.headline(run)["prompts"] == ""
+
+
+@pytest.mark.parametrize(
+    ("scores", "paired", "says"),
+    [
+        ([0.5], None, "cannot be said: the held-out prompts were judged once"),
+        ([0.5, 0.9], Paired(9, 9, 0, 0.01), "cannot be said: 9 held-out prompts are too few"),
+        ([0.5, 0.5], Paired(20, 1, 1, 0.04), "not seen"),
+        ([0.5, 0.55], Paired(20, 3, 2, 0.04), "not settled: the held-out score's change of +0.050 is 1.3 of its"),
+        ([0.5, 0.6], Paired(20, 5, 1, 0.04), "Yes: the held-out score's change of +0.100 is 2.5 of its"),
+        ([0.5, 0.4], Paired(20, 1, 5, 0.04), "No, it unlearned: the held-out score's change of -0.100 is 2.5"),
+        ([5.0, 6.0], Paired(20, 9, 1, None), "changed by +1.000; how sure that is, is not known"),
+    ],
+)
+def test_whether_a_run_learned(scores: list[float], paired: Paired | None, says: str):
+    run = reported(**{"heldout": scores, "heldout/a": scores})
+    assert says in report.learned(dataclasses.replace(run, paired=paired))
+
+
+def test_a_run_that_was_judged_once_shows_that_score():
+    told = report.headline(reported(reward=[0.7], heldout=[0.5]))
+    assert (told["score"], told["under"]) == ("0.500", "held-out score at step 0, the only evaluation")
 
 
 def data_of(html: str) -> dict:
@@ -159,9 +181,9 @@ def test_the_summary_of_a_run():
     row = report.summary(dataclasses.replace(run, config=config))
     assert row["steps"] == "2 of 2" and row["held-out before"] == "0.500"
     assert row["best (step)"] == "0.900 (1)" and row["last"] == "0.600"
-    assert row["its standard error"] == f"± {math.sqrt(0.2 * 0.8 / 50) / 2:.3f}"
+    assert row["error of the last"] == f"± {math.sqrt(0.2 * 0.8 / 50) / 2:.3f}"
     unbounded = reported(heldout=[3.0], **{"heldout/a": [3.0]})
-    assert report.summary(unbounded)["its standard error"] == "" and report.summary(unbounded)["last"] == ""
+    assert report.summary(unbounded)["error of the last"] == "" and report.summary(unbounded)["last"] == ""
     assert report.panel("heldout", [unbounded])["unit"] is False
 
 
