@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.run_method import run_method
+from t2i_rl.parallel.settings import check_groups
 from t2i_rl.settings import check
 
 
@@ -74,6 +75,7 @@ class PlanConfig:
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("memory_gb", "bandwidth_gbs", "tflops", "intra_gbs", "inter_gbs"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) > 0, "above 0")
+        check_groups(self.prompts_per_step, self.gpus)
         check("shard", self.shard, self.shard >= 0 and not self.gpus % self.parts, "a divisor of the GPUs")
         for name in ("lora_rank", "rollout_batch", "group_batch", "evaluation_batch"):
             check(name.replace("_", "-"), getattr(self, name), getattr(self, name) >= 0, "0 or more")

@@ -4,7 +4,6 @@ Each reason is the sentence with which the run itself would be refused, but for 
 (`t2i_rl.planning.plan`), by which a run is warned and a dry run refused.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from rewards.catalogue import REWARDS
 from rewards.errors import RewardError
 from rewards.registry import parse
 from t2i_rl.configuration.adapter_presets import ADAPTED
-from t2i_rl.configuration.checks import check_records
+from t2i_rl.configuration.checks import check_records, check_shares
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import check_free
+from t2i_rl.parallel.devices import processes
 from t2i_rl.planning.plan_config import PlanConfig
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.prompts.questions import check_questions
@@ -43,6 +43,10 @@ def obstacles(config: TrainConfig) -> list[str]:
 
 def _folder(config: TrainConfig) -> None:
     check_free(config.out)
+
+
+def _shares(config: TrainConfig) -> None:
+    check_shares(config, processes())
 
 
 def _device(config: TrainConfig) -> None:
@@ -130,11 +134,10 @@ def memory(config: TrainConfig) -> tuple[str, bool] | None:
     like = kin(config.model)
     if like is None or MODELS[like].family in ANSWERING:
         return None
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
     from models.architectures import architecture
     from t2i_rl.planning.plan import USABLE, peaks
 
-    plan, device = PlanConfig.of(config, like, processes), None
+    plan, device = PlanConfig.of(config, like, processes()), None
     try:
         device = device_of(config.device)
         plan = replace(plan, memory_gb=memory_of(device) / 1e9)
@@ -152,6 +155,7 @@ def memory(config: TrainConfig) -> tuple[str, bool] | None:
 
 LOOKS: tuple[Callable[[TrainConfig], None], ...] = (
     _folder,
+    _shares,
     _device,
     _prompts,
     _heldout,

@@ -76,3 +76,16 @@ def test_a_second_run_gets_the_next_folder(here: Path, capsys: pytest.CaptureFix
     (here / "runs/train/config.json").touch()
     main(["train", "--dry-run"])
     assert "\nrun       runs/train-2\n" in capsys.readouterr().out
+
+
+def test_a_step_has_a_prompt_for_each_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Said by the dry run of the first process alone, by the plan, and by the run before it waits for others."""
+    too_few = "rollout.prompts-per-step is 8, which gives 9 processes no group each"
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    monkeypatch.setenv("RANK", "0")
+    assert too_few in tried("", capsys)[2]
+    assert main(["train", "--device", "cpu"]) == 2 and too_few in capsys.readouterr().err
+    assert main(["plan", "--model", "tiny", "--gpus", "9"]) == 2 and too_few in capsys.readouterr().err
+    assert tried("--rollout.prompts-per-step 9", capsys)[0] == 0
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "--dry-run"]) == 0 and capsys.readouterr() == ("", "")
