@@ -144,7 +144,7 @@ def plan(arguments: Sequence[str]) -> None:
         choice, rest = tyro.cli(PlanChoice, args=arguments, return_unknown_args=True, add_help=False)
     wanted = parse(PlanConfig, rest, "plan", _planned(choice))
     from models.architectures import architecture
-    from t2i_rl.planning.plan import report
+    from t2i_rl.planning.plan_report import report
 
     print("\n".join(report(architecture(wanted.model), wanted)))
 

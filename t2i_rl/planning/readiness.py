@@ -13,12 +13,11 @@ from models.errors import ModelError
 from models.files.adapter import is_adapter
 from models.files.config import read_json
 from models.kin import kin
-from models.registry import ANSWERING, MODELS, answers_in_text
+from models.registry import answers_in_text
 from models.registry import find as find_model
 from rewards.catalogue import REWARDS
 from rewards.errors import RewardError
 from rewards.registry import parse
-from t2i_rl.configuration.adapter_presets import ADAPTED
 from t2i_rl.configuration.checks import check_records, check_shares
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
@@ -132,9 +131,10 @@ def memory(config: TrainConfig) -> tuple[str, bool] | None:
     None for a model whose sizes are not known. Raises ModelError for a `trainable` that none of its parameters has.
     """
     like = kin(config.model)
-    if like is None or MODELS[like].family in ANSWERING:
+    if like is None:
         return None
     from models.architectures import architecture
+    from t2i_rl.planning import fitting
     from t2i_rl.planning.plan import USABLE, peaks
 
     plan, device = PlanConfig.of(config, like, processes()), None
@@ -143,13 +143,19 @@ def memory(config: TrainConfig) -> tuple[str, bool] | None:
         plan = replace(plan, memory_gb=memory_of(device) / 1e9)
     except ModelError:
         pass
-    most = max(peaks(architecture(like), plan).values())
-    what = f"by the plan, training takes {most / 1e9:.1f} GB at its peak, rewards in this process besides"
+    model = architecture(like)
+    most = max(peaks(model, plan).values())
+    count = f"each of {plan.gpus} processes" if plan.gpus > 1 else "1 process"
+    what = (
+        f"by the plan, training takes {most / 1e9:.1f} GB at its peak ({plan.dtype}, {count}), rewards in this process "
+        "besides"
+    )
     if device is None:
         return what, True
-    if most <= USABLE * memory_of(device):
+    room = USABLE * memory_of(device)
+    if most <= room:
         return f"{what}, of {in_words(device)}", True
-    mend = f"choose adapters (a preset that ends in {ADAPTED}, t2i-rl presets) or a larger card (docs/models.md)"
+    mend = f"what would fit: {fitting.in_words(fitting.what_fits(model, plan, room))}"
     return f"{what}, which is more than {USABLE:.0%} of {in_words(device)}: {mend}", False
 
 

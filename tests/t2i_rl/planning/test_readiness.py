@@ -66,9 +66,18 @@ def test_memory_by_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     words = f"--preset janus-pro-7b-geneval-cfg{{}} {OF_RINGS} --device cpu"
     _, _, errors = tried(words.format(""), capsys)
     assert "training takes 177.4 GB at its peak" in errors and "which is more than 90% of cpu" in errors
+    assert errors.rstrip().endswith("what would fit: adapters (a preset that ends in -lora, t2i-rl presets)")
     assert tried(words.format("-lora"), capsys)[0] == 0
-    code, last, _ = tried("--preset janus-pro-7b-geneval-cfg", capsys)  # for a card, and there is none
-    assert code == 2 and last.startswith("by the plan, training takes 177.4 GB at its peak")
+    monkeypatch.setattr("t2i_rl.planning.readiness.memory_of", lambda device: 80e9)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    _, _, errors = tried(words.format(""), capsys)
+    assert "(float32, each of 8 processes)" in errors and "what would fit: --dtype bfloat16; or adapters (" in errors
+
+
+def test_a_device_that_is_not_here_is_told_what_memory_it_needs(capsys: pytest.CaptureFixture[str]):
+    code, last, errors = tried(f"--preset janus-pro-7b-geneval-cfg {OF_RINGS} --dtype bfloat16", capsys)
+    assert code == 2 and "the device cuda is not there" in errors
+    assert last.startswith("by the plan, training takes ") and "(bfloat16, 1 process)" in last
 
 
 def test_a_second_run_gets_the_next_folder(here: Path, capsys: pytest.CaptureFixture[str]):
