@@ -79,6 +79,7 @@ def models(arguments: Sequence[str]) -> None:
     rows: list[tuple[str, ...]] = [("name", "family", "grid or scales", "guidance", "licence", "from")]
     for entry in MODELS.values():
         source = "shipped" if entry.source == str(TINY) else entry.source
+        source += f" (of {entry.paper})" if entry.paper else ""
         rows.append((entry.name, str(entry.family), entry.grid, str(entry.guidance), entry.licence, source))
     _print(rows)
 
