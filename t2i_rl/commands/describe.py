@@ -121,7 +121,7 @@ def presets(arguments: Sequence[str]) -> None:
     elif arguments:
         print(to_json(find_preset(arguments[0])), end="")
     else:
-        rows: list[tuple[str, ...]] = [("name", "images a step", "steps", "learning rate", "prompts")]
+        rows: list[tuple[str, ...]] = [("name", "samples a step", "steps", "learning rate", "prompts")]
         for name in [*papers(), *(name + ADAPTED for name in papers()), "tiny-shapes-METHOD", "tiny-vlm-math-METHOD"]:
             config = find_preset(name.replace("METHOD", "cfg"))
             images = config.rollout.prompts_per_step * config.rollout.group_size

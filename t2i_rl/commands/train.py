@@ -134,7 +134,7 @@ def resolution(arguments: Sequence[str]) -> Resolution:
 def train(arguments: Sequence[str]) -> None:
     """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
-        again = parse(Resume, arguments, "train --resume RUN")
+        again = _again(arguments)
         begin = partial(_resume, again)
         parallel = (read_config(again.resume / CONFIG) if is_run(again.resume) else TrainConfig()).parallel
     else:
@@ -150,6 +150,18 @@ def train(arguments: Sequence[str]) -> None:
     with joined(timedelta(minutes=parallel.patience)) as ranks:
         run = begin(ranks)
         print(f"{run}: see reward.png, samples.png and metrics.jsonl; t2i-rl report {run} makes one page of all")
+
+
+def _again(arguments: Sequence[str]) -> Resume:
+    try:
+        return parse(Resume, arguments, "train --resume RUN")
+    except UserError as error:
+        if "Unrecognized" not in str(error):
+            raise
+        raise UserError(
+            f"{error}: the other settings of a run stay as they were; a new run takes them by "
+            "--config RUN/config.json, and flags change them there"
+        ) from error
 
 
 def _would(resolved: Resolution) -> None:

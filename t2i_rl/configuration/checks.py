@@ -31,6 +31,8 @@ def check_settings(config: TrainConfig, method: Method) -> None:
     """Raise UserError for what contradicts itself or would have no effect, RewardError for an unknown reward."""
     _check_rewards(config, method)
     _check_prompts(config)
+    if (answers := answers_in_text(config.model)) is not None:
+        check_samples(config, method, answers)
     check_method(config, method)
     sampling, update = config.rollout.sampling, config.update
     cut = sampling.top_k > 0 or sampling.top_p < 1
@@ -50,8 +52,6 @@ def check_settings(config: TrainConfig, method: Method) -> None:
             f"update.mini-batches is {update.mini_batches}, more than the {config.rollout.prompts_per_step} prompts of "
             "a step: groups are never split"
         )
-    if (answers := answers_in_text(config.model)) is not None:
-        check_samples(config, method, answers)
     check_words(config.rollout.sampling.negative_prompt, "negative-prompt")
 
 
