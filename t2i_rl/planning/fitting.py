@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 from models.architectures import Architecture
 from t2i_rl.configuration.adapter_presets import ADAPTED, AT_ONCE, RANK
@@ -34,7 +35,7 @@ def ways(plan: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
     new = [(flag, name, value) for flag, name, value in flags if getattr(plan, name) != value]
     for size in range(len(new) + 1):
         for chosen in combinations(new, size):
-            changed = {name: value for _, name, value in chosen}
+            changed: dict[str, Any] = {name: value for _, name, value in chosen}
             yield " ".join(flag for flag, *_ in chosen), replace(plan, **changed)
 
 
