@@ -62,6 +62,7 @@ class ModelEntry:
     guidance: the scale that it is sampled with by default; None where only the checkpoint knows.
     like: the model that it was trained from or is a copy of, so that their sizes are the same.
     copies: further sources of the same weights.
+    paper: that published it, where it was trained for one of the two whose methods are here.
     """
 
     name: str
@@ -72,6 +73,7 @@ class ModelEntry:
     guidance: float | None
     like: str | None = None
     copies: tuple[str, ...] = ()
+    paper: str = ""
 
     @property
     def grid(self) -> str:
@@ -82,6 +84,7 @@ class ModelEntry:
         return f"{sides[0]}x{sides[0]}" if len(sides) == 1 else " ".join(map(str, sides))
 
 
+CRITICAL = "arXiv:2509.22485"  # Group Critical-token Policy Optimization
 DEEPSEEK, UNSTATED = "DeepSeek Model License", "see its hub page"
 # As scripts that sample these models name the files; not seen from here.
 STAR_FILE = "taocrayon/STAR/star_rope_d30_"
@@ -112,7 +115,14 @@ MODELS = {
         ),
         # Trained with reinforcement learning by others, in DeepSeek's format.
         ModelEntry(
-            "janus-pro-1b-gcpo-hps", "janus", "zghhui/Janus-Pro-1B-GCPO-HPS", UNSTATED, (24,), 5.0, "janus-pro-1b"
+            "janus-pro-1b-gcpo-hps",
+            "janus",
+            "zghhui/Janus-Pro-1B-GCPO-HPS",
+            UNSTATED,
+            (24,),
+            5.0,
+            "janus-pro-1b",
+            paper=CRITICAL,
         ),
         ModelEntry(
             "janus-pro-1b-gcpo-geneval",
@@ -122,9 +132,17 @@ MODELS = {
             (24,),
             5.0,
             "janus-pro-1b",
+            paper=CRITICAL,
         ),
         ModelEntry(
-            "janus-pro-7b-gcpo-hps", "janus", "zghhui/Janus-Pro-7B-GCPO-HPS", UNSTATED, (24,), 5.0, "janus-pro-7b"
+            "janus-pro-7b-gcpo-hps",
+            "janus",
+            "zghhui/Janus-Pro-7B-GCPO-HPS",
+            UNSTATED,
+            (24,),
+            5.0,
+            "janus-pro-7b",
+            paper=CRITICAL,
         ),
         ModelEntry(
             "janus-pro-7b-gcpo-geneval",
@@ -134,6 +152,7 @@ MODELS = {
             (24,),
             5.0,
             "janus-pro-7b",
+            paper=CRITICAL,
         ),
         ModelEntry(
             "janus-pro-7b-gcpo", "janus", "KonstantinosKK/Janus-Pro-7B-GCPO", UNSTATED, (24,), 5.0, "janus-pro-7b"
@@ -142,7 +161,16 @@ MODELS = {
         ModelEntry("llamagen-512", "llamagen", "peizesun/llamagen_t2i/t2i_XL_stage2_512.pt", "MIT", (32,), 7.5),
         # The 256 px model again, in the format of the one below, which was trained from it by others.
         ModelEntry("llamagen-256-base", "llamagen", "zghhui/LlamaGen-T2I", UNSTATED, (16,), 7.5, "llamagen-256"),
-        ModelEntry("llamagen-256-gcpo", "llamagen", "zghhui/LlamaGen-T2I-GCPO", UNSTATED, (16,), 7.5, "llamagen-256"),
+        ModelEntry(
+            "llamagen-256-gcpo",
+            "llamagen",
+            "zghhui/LlamaGen-T2I-GCPO",
+            UNSTATED,
+            (16,),
+            7.5,
+            "llamagen-256",
+            paper=CRITICAL,
+        ),
         ModelEntry("star-256", "star", f"{STAR_FILE}256-ar-ckpt-ep3-iter20000.pth", "MIT", STAR_256, 4.0),
         ModelEntry("star-512", "star", f"{STAR_FILE}512-ar-ckpt-ep1-iter30000.pth", "MIT", STAR_512, 4.0),
         ModelEntry("star-1024", "star", f"{STAR_FILE}1024_drop_3-ar-ckpt-ep1-iter21000.pth", "MIT", STAR_1024, 4.0),

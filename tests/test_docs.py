@@ -1,6 +1,7 @@
 """README and docs/methods.md against the code: what they name is there, runs, and no method is left out."""
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,16 +9,20 @@ from typing import Any
 
 import pytest
 
+from eval.tables.published import CRITICAL, DATA, GUIDANCE
+from models.architectures import architecture
 from models.registry import MODELS
 from t2i_rl.cli import main
 from t2i_rl.commands.train import resolve
 from t2i_rl.configuration.answer_presets import ANSWERS
 from t2i_rl.configuration.checks import check_settings
+from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.presets import PRESETS, find_preset
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.methods.catalogue import METHODS, find_method
 from t2i_rl.planning import costs
 from t2i_rl.planning.cards import table
+from t2i_rl.planning.plan_config import PlanConfig
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -154,3 +159,21 @@ def test_the_run_file_of_the_docs_is_one(tmp_path: Path) -> None:
     file.write_text(text.split("```toml\n", 1)[1].split("```", 1)[0])
     config = resolve(["--config", str(file)])
     assert (config.model, config.update.learning_rate, config.rollout.group_size) == ("janus-pro-1b", 2e-6, 8)
+
+
+@pytest.mark.parametrize("file", ["CITATION.cff", "README.md"])
+@pytest.mark.parametrize("paper", [GUIDANCE, CRITICAL])
+def test_the_papers_are_cited_by_their_titles(file: str, paper: str) -> None:
+    title = json.loads(DATA.read_text(encoding="utf-8"))[paper]["title"]
+    assert title in (ROOT / file).read_text(encoding="utf-8")
+
+
+COMMANDS = re.findall(r"^(?:\$TRAIN|    \$TRAIN) ((?:.*\\\n)*.*)$", REPRODUCE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_the_runs_of_the_papers_rows_fit_a_machine_of_eight(words: str) -> None:
+    """Complete as they stand: the settings are read, and the plan has room for them."""
+    config = resolve(shlex.split(words.replace("\\\n", " "), comments=True))
+    assert costs.holds(architecture(config.model), PlanConfig.of(config, config.model, 8), costs.ROOM)
+    assert config.out != TrainConfig.out

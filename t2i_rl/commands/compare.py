@@ -10,6 +10,7 @@ import tyro
 
 from t2i_rl.commands.arguments import parse
 from t2i_rl.errors import UserError
+from t2i_rl.training.run_folder import is_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,12 @@ def compare(arguments: Sequence[str]) -> None:
     for path in wanted.out:
         if path.suffix not in WRITERS:
             raise UserError(f"{path} is no kind of table: end its name in {', '.join(WRITERS)}")
+    for path in wanted.runs:
+        if is_run(path):
+            raise UserError(
+                f"{path} is a training run, not an evaluation: t2i-rl report {path} shows it, and "
+                f"t2i-rl eval BENCHMARK --model {path} makes one"
+            )
     runs = [read_run(path) for path in wanted.runs]
     comparison = compare_runs(runs, wanted.draws, wanted.seed)
     stated = rows_of(runs, shared_metrics(runs)) if wanted.published else []

@@ -26,6 +26,8 @@ See t2i-rl data make --help, t2i-rl data get --help"""
 MOST_PROMPTS = 10_000_000
 TRAINING = {"geneval-train": 50_000, "geneval-train-seen": 50_000, "geneval-unseen": 1024}  # records if not said
 
+PARTS = ("virl39k-train", "virl39k-heldout")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Make:
@@ -33,7 +35,8 @@ class Make:
 
     Attributes:
         name: geneval, geneval-train, geneval-heldout, geneval-train-seen, geneval-unseen, t2i-r1-train or
-            t2i-r1-heldout; virl39k, mathverse, mathvision, mm12k, logicvista or mmmu-pro.
+            t2i-r1-heldout; virl39k, mathverse, mathvision, mm12k, logicvista or mmmu-pro; virl39k-train or
+            virl39k-heldout.
         n: records; 50000 for training sets and 1024 for geneval-unseen if not given. The others have a fixed size.
         seed: of the choices.
         source: of questions with pictures, the published files: their folder, or one file; fetched from the hub if not
@@ -101,6 +104,8 @@ def _make(arguments: Sequence[str]) -> None:
     if wanted.name in VISUAL:
         _make_questions(wanted, out)
         return
+    if wanted.name in PARTS and wanted.out:
+        raise UserError(f"{wanted.name} lies beside virl39k, whose pictures it shows: leave out --out")
     if wanted.source:
         raise UserError(f"{wanted.name} is computed, not read from files: leave out --source")
     found, length = _records(wanted.name, total, wanted.seed)
@@ -134,13 +139,14 @@ def _records(name: str, total: int, seed: int) -> tuple[Iterable[Record], int]:
     """The records of a set that is made, and how many they are."""
     from rewards.detectors.coco import CLASSES
     from t2i_rl.prompts.geneval import SEEN, UNSEEN, benchmark, heldout_records, training_records
-    from t2i_rl.prompts.sets import t2i_r1
+    from t2i_rl.prompts.sets import t2i_r1, virl39k
 
     if name in TRAINING:
         classes = {"geneval-train": CLASSES, "geneval-train-seen": SEEN, "geneval-unseen": UNSEEN}[name]
         return training_records(total, seed, classes), total
     fixed = {"geneval": benchmark, "geneval-heldout": heldout_records}
-    records = fixed[name]() if name in fixed else t2i_r1(held_out=name == "t2i-r1-heldout")
+    parted = virl39k if name in PARTS else t2i_r1
+    records = fixed[name]() if name in fixed else parted(held_out=name.endswith("-heldout"))
     return records, len(records)
 
 

@@ -79,6 +79,7 @@ def models(arguments: Sequence[str]) -> None:
     rows: list[tuple[str, ...]] = [("name", "family", "grid or scales", "guidance", "licence", "from")]
     for entry in MODELS.values():
         source = "shipped" if entry.source == str(TINY) else entry.source
+        source += f" (of {entry.paper})" if entry.paper else ""
         rows.append((entry.name, str(entry.family), entry.grid, str(entry.guidance), entry.licence, source))
     _print(rows)
 
@@ -120,7 +121,7 @@ def presets(arguments: Sequence[str]) -> None:
     elif arguments:
         print(to_json(find_preset(arguments[0])), end="")
     else:
-        rows: list[tuple[str, ...]] = [("name", "images a step", "steps", "learning rate", "prompts")]
+        rows: list[tuple[str, ...]] = [("name", "samples a step", "steps", "learning rate", "prompts")]
         for name in [*papers(), *(name + ADAPTED for name in papers()), "tiny-shapes-METHOD", "tiny-vlm-math-METHOD"]:
             config = find_preset(name.replace("METHOD", "cfg"))
             images = config.rollout.prompts_per_step * config.rollout.group_size
@@ -144,7 +145,7 @@ def plan(arguments: Sequence[str]) -> None:
         choice, rest = tyro.cli(PlanChoice, args=arguments, return_unknown_args=True, add_help=False)
     wanted = parse(PlanConfig, rest, "plan", _planned(choice))
     from models.architectures import architecture
-    from t2i_rl.planning.plan import report
+    from t2i_rl.planning.plan_report import report
 
     print("\n".join(report(architecture(wanted.model), wanted)))
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.device import device_of
+from models.files.adapter import is_adapter
 from models.own import BENCHMARKS as ENTRY_POINTS
 from models.own import brought
+from models.registry import answers_in_text, family_of
+from models.registry import find as find_model
 from t2i_rl.commands.arguments import parse
 from t2i_rl.commands.benchmarks import BENCHMARKS, EvalAll, EvalFile, Evaluating
 from t2i_rl.commands.reasoning import REASONING, EvalReasoning
@@ -39,6 +42,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         print("See t2i-rl eval BENCHMARK --help")
         return
     chosen = _chosen(arguments)
+    if isinstance(chosen, Evaluating) and not chosen.from_images:
+        check_draws(chosen.model)  # before what judges is fetched
     chosen = replace(chosen, device=own_device(device_of(chosen.device)))
     each = chosen.each() if isinstance(chosen, EvalAll) else [chosen]
     if chosen.resume and not any((one.out / "settings.json").is_file() for one in each):
@@ -47,6 +52,15 @@ def evaluate(arguments: Sequence[str]) -> None:
     load = cache(lambda: loaded(chosen))
     for one, benchmark in zip(each, benchmarks, strict=True):
         run(one, benchmark, load)
+
+
+def check_draws(model: str) -> None:
+    """Raise UserError for a model that answers in text, ModelError for one that is not there; no weight is read."""
+    if answers_in_text(model):
+        raise UserError(f"{model} answers in text, and this draws pictures: choose another (t2i-rl models)")
+    entry = find_model(model)
+    if entry.family is None and not is_adapter(entry.source):
+        family_of(entry.source)
 
 
 def _chosen(arguments: Sequence[str]) -> Evaluating | EvalReasoning:

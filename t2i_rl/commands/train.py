@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,12 +18,13 @@ from models.errors import ModelError
 from models.kin import kin
 from models.registry import find as find_model
 from t2i_rl.commands.arguments import one_sentence, parse
-from t2i_rl.configuration.checks import check_settings
+from t2i_rl.configuration.checks import check_settings, check_shares
 from t2i_rl.configuration.config import CONFIG, RewardSpecification, TrainConfig, read_config
 from t2i_rl.configuration.presets import check_named, find_preset, preset, preset_name, take_method
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import free_or_next
+from t2i_rl.parallel.devices import processes
 from t2i_rl.planning.dry_run import report
 from t2i_rl.planning.readiness import memory, obstacles
 from t2i_rl.planning.rollout_batch import with_rollout_batch
@@ -132,27 +134,47 @@ def resolution(arguments: Sequence[str]) -> Resolution:
 def train(arguments: Sequence[str]) -> None:
     """train a model with reinforcement learning, or continue a run"""
     if any(word.split("=")[0] == "--resume" for word in arguments):
-        again = parse(Resume, arguments, "train --resume RUN")
+        again = _again(arguments)
         begin = partial(_resume, again)
         parallel = (read_config(again.resume / CONFIG) if is_run(again.resume) else TrainConfig()).parallel
     else:
         resolved = resolution(arguments)
         if resolved.dry_run:
-            config = replace(resolved.config, out=free_or_next(resolved.config.out, TrainConfig.out))
-            print("\n".join(report(config, resolved.preset)))
-            with suppress(ModelError):  # which is among the obstacles
-                if (needed := memory(config)) and needed[1]:
-                    print(needed[0])
-            if reasons := obstacles(config):
-                raise UserError(f"would NOT start: {'; '.join(dict.fromkeys(reasons))}")
-            print(f"would start, on {in_words(device_of(config.device))}")
+            if os.environ.get("RANK", "0") == "0":  # the others would say the same
+                _would(resolved)
             return
+        check_shares(resolved.config, processes())  # before any waits for another
         begin, parallel = partial(_start, resolved), resolved.config.parallel
     from t2i_rl.parallel.processes import joined
 
     with joined(timedelta(minutes=parallel.patience)) as ranks:
         run = begin(ranks)
         print(f"{run}: see reward.png, samples.png and metrics.jsonl; t2i-rl report {run} makes one page of all")
+
+
+def _again(arguments: Sequence[str]) -> Resume:
+    try:
+        return parse(Resume, arguments, "train --resume RUN")
+    except UserError as error:
+        if "Unrecognized" not in str(error):
+            raise
+        raise UserError(
+            f"{error}: the other settings of a run stay as they were; a new run takes them by "
+            "--config RUN/config.json, and flags change them there"
+        ) from error
+
+
+def _would(resolved: Resolution) -> None:
+    """Say what the run would be. Raises UserError where it would not start."""
+    config = replace(resolved.config, out=free_or_next(resolved.config.out, TrainConfig.out))
+    print("\n".join(report(config, resolved.preset)))
+    reasons = obstacles(config)
+    with suppress(UserError, ModelError):  # which is among the reasons, as is a memory that is too small
+        if (needed := memory(config)) and needed[1]:
+            print(needed[0])
+    if reasons:
+        raise UserError(f"would NOT start: {'; '.join(dict.fromkeys(reasons))}")
+    print(f"would start, on {in_words(device_of(config.device))}")
 
 
 def _start(resolved: Resolution, ranks: Ranks) -> Path:

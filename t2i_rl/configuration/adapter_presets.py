@@ -10,6 +10,7 @@ from dataclasses import replace
 from t2i_rl.configuration.config import LoraConfig, TrainConfig
 
 ADAPTED = "-lora"
+RANK = 32
 FASTER = 10  # times the column's learning rate
 AT_ONCE = 4  # images sampled together
 
@@ -20,7 +21,7 @@ def with_adapters(column: TrainConfig) -> TrainConfig:
     return replace(
         column,
         dtype="bfloat16",
-        lora=LoraConfig(rank=32, alpha=64.0),
+        lora=LoraConfig(rank=RANK, alpha=2.0 * RANK),
         rollout=replace(column.rollout, group_batch=AT_ONCE),
         update=replace(update, learning_rate=FASTER * update.learning_rate, gradient_checkpointing=True),
         evaluation=replace(column.evaluation, batch=min(column.evaluation.batch, AT_ONCE)),

@@ -12,12 +12,12 @@ from t2i_rl.configuration.answer_checks import check_samples
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.method_checks import check_method
 from t2i_rl.errors import UserError
+from t2i_rl.parallel.settings import check_groups
 from t2i_rl.prompts.reading import SHAPES_SPLITS, check_words
 from t2i_rl.prompts.sets import NAMES
 
 if TYPE_CHECKING:
     from t2i_rl.methods.method import Method
-    from t2i_rl.parallel.ranks import Ranks
     from t2i_rl.prompts.prompt import Prompt
 
 
@@ -31,6 +31,8 @@ def check_settings(config: TrainConfig, method: Method) -> None:
     """Raise UserError for what contradicts itself or would have no effect, RewardError for an unknown reward."""
     _check_rewards(config, method)
     _check_prompts(config)
+    if (answers := answers_in_text(config.model)) is not None:
+        check_samples(config, method, answers)
     check_method(config, method)
     sampling, update = config.rollout.sampling, config.update
     cut = sampling.top_k > 0 or sampling.top_p < 1
@@ -50,23 +52,17 @@ def check_settings(config: TrainConfig, method: Method) -> None:
             f"update.mini-batches is {update.mini_batches}, more than the {config.rollout.prompts_per_step} prompts of "
             "a step: groups are never split"
         )
-    if (answers := answers_in_text(config.model)) is not None:
-        check_samples(config, method, answers)
     check_words(config.rollout.sampling.negative_prompt, "negative-prompt")
 
 
-def check_shares(config: TrainConfig, ranks: Ranks) -> None:
+def check_shares(config: TrainConfig, processes: int) -> None:
     """Raise UserError where a process would have no group of a step, or all of them one GPU."""
-    if ranks.world > 1 and ":" in config.device:
+    if processes > 1 and ":" in config.device:
         raise UserError(
-            f"device is {config.device}, which is one GPU, and there are {ranks.world} processes: leave it out, and "
+            f"device is {config.device}, which is one GPU, and there are {processes} processes: leave it out, and "
             "each takes its own"
         )
-    if (prompts := config.rollout.prompts_per_step) < ranks.world:
-        raise UserError(
-            f"rollout.prompts-per-step is {prompts}, which gives {ranks.world} processes no group each, and groups are "
-            "never split: raise it, or start fewer processes"
-        )
+    check_groups(config.rollout.prompts_per_step, processes)
 
 
 def _check_rewards(config: TrainConfig, method: Method) -> None:

@@ -224,10 +224,15 @@ def tokens(model: str) -> int:
 def take_method(found: TrainConfig, method: str) -> TrainConfig:
     """The preset with that method.
 
-    The bare name of the preset's own method stands for the preset's variant of it; one that is spelt out with its
-    settings stays as it is.
+    A bare name stands for the variant that the preset or its column has of it, with that one's contrast; one that is
+    spelt out with its settings stays as it is.
     """
-    return with_method(found, found.method if method == base_name(found.method) else method)
+    if method == base_name(found.method):
+        return with_method(found, found.method)
+    column = BY_NAMES.get((found.model, found.reward, method))
+    if column is None:
+        return with_method(found, method)
+    return replace(with_method(found, PRESETS[column].method), contrast=PRESETS[column].contrast)
 
 
 def check_named(model: str, preset: str | None, named: Collection[str]) -> None:

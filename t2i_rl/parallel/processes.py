@@ -75,6 +75,8 @@ def joined(patience: timedelta, environment: Mapping[str, str] = os.environ) -> 
     if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
     where = f"{environment.get('MASTER_ADDR', '?')}:{environment.get('MASTER_PORT', '?')}"
+    if rank == 0:
+        print(f"waiting for {world - 1} other process(es) at {where}", flush=True)
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=patience)

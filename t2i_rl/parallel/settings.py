@@ -1,8 +1,12 @@
-"""The settings of a run on several processes. Nothing here imports torch: `--help` stays fast."""
+"""The settings of a run on several processes, and whether there is work for each.
+
+Nothing here imports torch: `--help` stays fast.
+"""
 
 import math
 from dataclasses import dataclass
 
+from t2i_rl.errors import UserError
 from t2i_rl.settings import check
 
 
@@ -27,3 +31,13 @@ class Parallel:
     def __post_init__(self) -> None:
         check("parallel.shard", self.shard, self.shard >= 0, "0 or more")
         check("parallel.patience", self.patience, 0 < self.patience < math.inf, "above 0")
+
+
+def check_groups(prompts: int, processes: int) -> None:
+    """Raise UserError where a process would have no group of a step's prompts."""
+    if prompts < processes:
+        raise UserError(
+            f"rollout.prompts-per-step is {prompts}, which gives {processes} processes no group each, and groups are "
+            f"never split: raise it (--rollout.prompts-per-step {processes}, another batch than the paper's: "
+            "docs/many-gpus.md), or start fewer processes"
+        )

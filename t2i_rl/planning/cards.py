@@ -28,9 +28,10 @@ def table() -> list[tuple[str, ...]]:
 
     rows = [("model", *(f"{card} GB" for card in CARDS))]
     for name, entry in MODELS.items():
-        if name in TOYS or entry.like or entry.family in ANSWERING:
+        if name in TOYS or entry.like:
             continue
-        model, column = architecture(name), preset(name, None, METHOD)
+        method = "cfg" if entry.family in ANSWERING else METHOD  # critical is of pictures
+        model, column = architecture(name), preset(name, None, method)
         held = ["-"] * len(CARDS)
         for place, card in enumerate(CARDS):
             for way, turn in WAYS.items():

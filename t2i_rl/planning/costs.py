@@ -1,38 +1,49 @@
 """What the papers' runs take: GPUs, the least hours, disk. Arithmetic of `t2i_rl.planning.plan`, nothing measured."""
 
 from models.architectures import Architecture, architecture, count
-from models.registry import ANSWERING, MODELS
 from t2i_rl.configuration.adapter_presets import ADAPTED
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.configuration.presets import find_preset, papers
-from t2i_rl.planning.cards import frugal
-from t2i_rl.planning.plan import BYTES, USABLE, adapter_entries, copied, floors, peaks, trained
+from t2i_rl.planning.fitting import holds, ways
+from t2i_rl.planning.plan import BYTES, USABLE, adapter_entries, copied, floors, trained
 from t2i_rl.planning.plan_config import PlanConfig
 
 CARD = 80  # GB; speeds are an H100's, the plan's own
-GPUS = (1, 2, 4, 8)
-HEAD = ("preset", f"GPUs of {CARD} GB", "trained", "hours, at least", "a checkpoint, GB")
+GPUS, MACHINE = (1, 2, 4, 8), 8
+ROOM = USABLE * CARD * 1e9
+HEAD = (
+    "preset",
+    f"GPUs of {CARD} GB, at least",
+    "with these flags",
+    "hours, at least",
+    f"on {MACHINE}, with",
+    "hours, at least",
+    "a checkpoint, GB",
+)
 
 
 def table() -> list[tuple[str, ...]]:
-    """A row for each of the papers' runs of models that draw, and for the same with adapters."""
-    drawing = [name for name in papers() if MODELS[find_preset(name).model].family not in ANSWERING]
-    models = {find_preset(name).model: architecture(find_preset(name).model) for name in drawing}
-    each = [*drawing, *(name + ADAPTED for name in drawing)]
+    """A row for each of the papers' runs, and for the same with adapters."""
+    each = [*papers(), *(name + ADAPTED for name in papers())]
+    models = {model: architecture(model) for model in {find_preset(name).model for name in each}}
     return [HEAD, *(row(name, find_preset(name), models[find_preset(name).model]) for name in each)]
 
 
 def row(name: str, config: TrainConfig, model: Architecture) -> tuple[str, ...]:
-    """The fewest GPUs that hold the run, as it is or frugally, the least hours on these, and a checkpoint's size."""
-    ways = {"adapters": config} if config.lora.rank else {"whole": config, "whole, frugal": frugal(config)}
-    plans = ((way, PlanConfig.of(turned, config.model, gpus)) for gpus in GPUS for way, turned in ways.items())
-    way, plan = next((way, plan) for way, plan in plans if holds(model, plan))
-    hours, disk = config.steps * least(model, plan) / 3600, saved(model, plan) / 1e9
-    return name, str(plan.gpus), way, f"{hours:.1f}", f"{disk:.1f}"
+    """The fewest GPUs that hold the run, and a machine of them, each with the fewest flags and the least hours; the
+    size of a checkpoint."""
+    flags, few = next(found for gpus in GPUS if (found := fitting(config, model, gpus)))
+    on_all = fitting(config, model, MACHINE)
+    assert on_all is not None  # more GPUs hold no less
+    hours = [f"{config.steps * least(model, plan) / 3600:.1f}" for plan in (few, on_all[1])]
+    words = [said or "as it is" for said in (flags, on_all[0])]
+    return name, str(few.gpus), words[0], hours[0], words[1], hours[1], f"{saved(model, few) / 1e9:.1f}"
 
 
-def holds(model: Architecture, plan: PlanConfig) -> bool:
-    return max(peaks(model, plan).values()) <= USABLE * CARD * 1e9
+def fitting(config: TrainConfig, model: Architecture, gpus: int) -> tuple[str, PlanConfig] | None:
+    """The flags with which so many GPUs hold the run; None where none do."""
+    plan = PlanConfig.of(config, config.model, gpus)
+    return next(((said, turned) for said, turned in ways(plan) if holds(model, turned, ROOM)), None)
 
 
 def least(model: Architecture, plan: PlanConfig) -> float:

@@ -68,4 +68,4 @@ def network_lines(sent: list[Traffic], plan: PlanConfig, sampling: float, update
     }
     bound = max(phases, key=lambda name: phases[name])
     speed = plan.prompts_per_step * plan.group_size / total
-    return [*lines, "", f"a step takes at least {total:.2f} s ({speed:.1f} images/s), bound by {bound}"]
+    return [*lines, "", f"a step takes at least {total:.2f} s ({speed:.1f} {plan.samples}/s), bound by {bound}"]

@@ -4,7 +4,6 @@ Each reason is the sentence with which the run itself would be refused, but for 
 (`t2i_rl.planning.plan`), by which a run is warned and a dry run refused.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,16 @@ from models.errors import ModelError
 from models.files.adapter import is_adapter
 from models.files.config import read_json
 from models.kin import kin
-from models.registry import ANSWERING, MODELS, answers_in_text
+from models.registry import answers_in_text
 from models.registry import find as find_model
 from rewards.catalogue import REWARDS
 from rewards.errors import RewardError
 from rewards.registry import parse
-from t2i_rl.configuration.adapter_presets import ADAPTED
-from t2i_rl.configuration.checks import check_records
+from t2i_rl.configuration.checks import check_records, check_shares
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.errors import UserError
 from t2i_rl.outputs import check_free
+from t2i_rl.parallel.devices import processes
 from t2i_rl.planning.plan_config import PlanConfig
 from t2i_rl.prompts.prompt import Prompt
 from t2i_rl.prompts.questions import check_questions
@@ -43,6 +42,10 @@ def obstacles(config: TrainConfig) -> list[str]:
 
 def _folder(config: TrainConfig) -> None:
     check_free(config.out)
+
+
+def _shares(config: TrainConfig) -> None:
+    check_shares(config, processes())
 
 
 def _device(config: TrainConfig) -> None:
@@ -128,30 +131,37 @@ def memory(config: TrainConfig) -> tuple[str, bool] | None:
     None for a model whose sizes are not known. Raises ModelError for a `trainable` that none of its parameters has.
     """
     like = kin(config.model)
-    if like is None or MODELS[like].family in ANSWERING:
+    if like is None:
         return None
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
     from models.architectures import architecture
+    from t2i_rl.planning import fitting
     from t2i_rl.planning.plan import USABLE, peaks
 
-    plan, device = PlanConfig.of(config, like, processes), None
+    plan, device = PlanConfig.of(config, like, processes()), None
     try:
         device = device_of(config.device)
         plan = replace(plan, memory_gb=memory_of(device) / 1e9)
     except ModelError:
         pass
-    most = max(peaks(architecture(like), plan).values())
-    what = f"by the plan, training takes {most / 1e9:.1f} GB at its peak, rewards in this process besides"
+    model = architecture(like)
+    most = max(peaks(model, plan).values())
+    count = f"each of {plan.gpus} processes" if plan.gpus > 1 else "1 process"
+    what = (
+        f"by the plan, training takes {most / 1e9:.1f} GB at its peak ({plan.dtype}, {count}), rewards in this process "
+        "besides"
+    )
     if device is None:
         return what, True
-    if most <= USABLE * memory_of(device):
+    room = USABLE * memory_of(device)
+    if most <= room:
         return f"{what}, of {in_words(device)}", True
-    mend = f"choose adapters (a preset that ends in {ADAPTED}, t2i-rl presets) or a larger card (docs/models.md)"
+    mend = f"what would fit: {fitting.in_words(fitting.what_fits(model, plan, room))}"
     return f"{what}, which is more than {USABLE:.0%} of {in_words(device)}: {mend}", False
 
 
 LOOKS: tuple[Callable[[TrainConfig], None], ...] = (
     _folder,
+    _shares,
     _device,
     _prompts,
     _heldout,

@@ -15,6 +15,7 @@ from rewards.files.pins import cache_folder, compare, pin, pins, sha256
 from t2i_rl.errors import UserError
 from t2i_rl.prompts.files import read
 from t2i_rl.prompts.geneval import BENCHMARK_SHA256, HELDOUT_SHA256
+from t2i_rl.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ COMPBENCH_PARTS = {  # of `complex`, for its 3-in-1 score
     "complex_spatialaction": "e02ddc7fed812e6577e7386ec2137ce0a994a5ce19771661f68df7ac349a6ca9",
 }
 HELD_OUT = 36  # one in so many of T2I-R1's prompts
+ASIDE = 40  # one in so many of ViRL39K's questions
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 
 SETS: dict[str, PromptSet] = {
@@ -146,6 +148,8 @@ SETS: dict[str, PromptSet] = {
         name: PromptSet(about, {name: Source(f"{name}.jsonl")}, "see its hub page", made=True)
         for name, about in {
             "virl39k": "ViRL39K: 38,870 questions of mathematics and science, most with pictures, with their answers",
+            "virl39k-train": "virl39k without those held out: about 37,900",
+            "virl39k-heldout": "one in 40 of the same, to choose checkpoints by: about 970",
             "mathverse": "the MathVerse benchmark as VPPO's and GCPO's figures take it: 2,180 questions with choices",
             "mathvision": "the MathVision benchmark, likewise: 2,907 questions",
             "mm12k": "the test questions of MMK12, likewise: 2,000 of four subjects",
@@ -243,3 +247,16 @@ def t2i_r1(held_out: bool) -> list[dict[str, Any]]:
     path = prompt_file("t2i-r1")
     own = [one for one in read(path.read_text(encoding="utf-8"), str(path)) if _plain(one.text) not in tested]
     return [dict(one.metadata) for one in own if is_held_out(one.text) == held_out]
+
+
+def virl39k(held_out: bool) -> list[dict[str, Any]]:
+    """ViRL39K's questions that are held out, or all others: the pictures decide, so that all questions about one are on
+    the same side; without any, the text."""
+    path = prompt_file("virl39k")
+    own = read(path.read_text(encoding="utf-8"), str(path))
+    return [dict(one.metadata) for one in own if _is_aside(one) == held_out]
+
+
+def _is_aside(question: Prompt) -> bool:
+    seen = "\n".join(question.metadata.get("images", ())) or question.text
+    return int(hashlib.sha256(seen.encode()).hexdigest(), 16) % ASIDE == 0

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from models.device import in_words
+from models.registry import answers_in_text
 from rewards.registry import anywhere
 from t2i_rl.configuration.config import TrainConfig
 from t2i_rl.prompts.prompt import Prompt
@@ -14,10 +15,11 @@ LOADING = "loading the reward and the model; weights that are not here are downl
 
 def intended(config: TrainConfig) -> list[str]:
     """What is about to be done, while nothing has been loaded yet."""
-    rollout = config.rollout
+    rollout, samples = config.rollout, "answers" if answers_in_text(config.model) else "images"
     return [
         f"on {in_words(config.device)}, {config.dtype}: {config.model} by {config.method}, for {config.reward}",
-        f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} images, into {config.out}",
+        f"{config.steps} steps of {rollout.prompts_per_step} prompts x {rollout.group_size} {samples}, "
+        f"into {config.out}",
         LOADING,
     ]
 

@@ -51,7 +51,7 @@ def prepare(
     device = device_of(own_device(config.device))
     method = run_method(config)
     check_settings(config, method)
-    check_shares(config, ranks)
+    check_shares(config, ranks.world)
     prompts, heldout = prompts_of(config, "prompts"), heldout_of(config)
     judged_by = config.evaluation.reward or config.reward
     check_records(config.reward, prompts)

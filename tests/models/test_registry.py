@@ -185,6 +185,10 @@ def test_the_table_of_models(capsys: pytest.CaptureFixture[str]):
     assert [row.split()[0] for row in rows] == list(MODELS)
     assert rows[0].split() == ["tiny", "janus", "12x12", "1.5", "Apache-2.0", "shipped"]
     assert "1 2 3 4 5 6 8 10 13 16" in next(row for row in rows if row.startswith("star-256"))
+    of_paper = {row.split()[0] for row in rows if row.endswith("(of arXiv:2509.22485)")}
+    assert of_paper == {f"janus-pro-{size}-gcpo-{of}" for size in ("1b", "7b") for of in ("hps", "geneval")} | {
+        "llamagen-256-gcpo"
+    }
     assert main(["models", "tiny"]) == 2
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from eval.tables.published import CRITICAL, GUIDANCE, ROWS
 from scripts import ablate
 from scripts.ablate import main, read_grid
-from t2i_rl.configuration.presets import preset
+from t2i_rl.configuration.presets import PRESETS, TOYS, preset
 from t2i_rl.configuration.run_method import run_method
 from t2i_rl.errors import UserError
 from t2i_rl.methods.catalogue import METHODS
@@ -26,7 +27,7 @@ def test_the_arms_of_a_shipped_grid_are_pulled_alike_and_differ(path: Path) -> N
     arms = {arm: (run_method(config), config) for arm, config in read_grid(path).items()}
     assert len(arms) >= 3
     assert len({method.objective.beta for method, _ in arms.values()}) == 1
-    assert all(config.model == "tiny" for _, config in arms.values())
+    assert all(config.model in TOYS for _, config in arms.values())
     settings = {(method.credit, method.dynamic, method.objective, config.rollout) for method, config in arms.values()}
     if path.stem not in PAPERS:  # there one setting is a row of several tables
         assert len(settings) == len(arms)
@@ -96,6 +97,26 @@ def test_an_arm_is_a_method_or_settings_over_the_shared_ones_over_the_preset(tmp
     varied = arms["varied"]
     assert (varied.method, varied.steps, varied.rollout.group_size) == ("cfg-released[credit.top=0.3]", 7, 6)
     assert (varied.update.learning_rate, varied.rollout.sampling) == (1.0, base.rollout.sampling)
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "arm", "column", "number"),
+    [
+        ("paper-critical", 'model = "janus-pro-1b"\nreward = "hpsv2"', "T11 G=8", "janus-pro-1b-hps-critical", 24),
+        ("paper-cfg", 'model = "janus-pro-7b"\nreward = "geneval"', "T3b histogram", "janus-pro-7b-geneval-cfg", 6),
+    ],
+)
+def test_a_papers_grid_is_of_a_real_model(
+    name: str, shared: str, arm: str, column: str, number: int, tmp_path: Path
+) -> None:
+    """With another [shared], as in docs/reproduce.md: settings are those of the model's column."""
+    text = next(path for path in GRIDS if path.stem == name).read_text(encoding="utf-8")
+    head, arms = text.partition("[shared]")[0], text.partition("[arms]")[2]
+    found = read_grid(grid(tmp_path, f"{head}[shared]\n{shared}\n\n[arms]{arms}"))
+    base = PRESETS[column]
+    assert found[arm] == replace(base, rollout=replace(base.rollout, group_size=found[arm].rollout.group_size))
+    assert (found[arm].rollout.group_size, found[arm].steps) == (8 if "G=8" in arm else 16, 1600)
+    assert len({str(config) for config in found.values()}) == number
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,12 @@ REFUSED = [
     ("train --on-reward-failure hope", "invalid choice 'hope' for argument '--on-reward-failure'"),
     ("train --config absent.toml", "absent.toml (No such file or directory)"),
     ("train --resume", "Missing value for argument '--resume'"),
-    ("train --resume runs/a --method cfg", "Unrecognized options: --method"),
+    (
+        "train --resume runs/a --method cfg",
+        "--method, cfg (see t2i-rl train --resume RUN --help): the other settings of a run stay as they were",
+    ),
+    ("train --model tiny-vlm --method critical", "method critical looks at places of a picture"),
+    ("eval geneval --model tiny-vlm", "tiny-vlm answers in text, and this draws pictures"),
     ("generate", "there is nothing to draw"),
     ("generate ring --batch some", "Error parsing --batch"),
     ("generate ring absent.csv", "cannot read the prompts in absent.csv (No such file or directory)"),
@@ -238,3 +243,20 @@ def test_an_error_does_not_steer_the_terminal(tmp_path: Path, capsys: pytest.Cap
     )
     error = capsys.readouterr().err
     assert r"a \x1b[2J ring" in error and "\x1b" not in error and error.count("\n") == 1
+
+
+def test_a_training_run_is_no_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}")
+    assert main(["compare", str(tmp_path / "run")]) == 2
+    assert f"is a training run, not an evaluation: t2i-rl report {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("rewards.registry.build", None)
+    (tmp_path / "nothing").mkdir()
+    words = ["--model", str(tmp_path / "nothing"), "--prompts", "shapes:heldout", "--device", "cpu"]
+    assert main(["eval", "geneval", *words]) == 2
+    assert "nothing holds is unknown: give a checkpoint" in capsys.readouterr().err

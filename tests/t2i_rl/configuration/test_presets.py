@@ -271,3 +271,22 @@ def test_a_preset_is_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     names = [name for name in PRESETS if not name.startswith("tiny-")]
     assert listed == [*names, *(f"{name}-lora" for name in names), "tiny-shapes-METHOD", "tiny-vlm-math-METHOD"]
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-vl-7b", "qwen3-vl-8b"])
+def test_runs_of_answers(model: str) -> None:
+    """They fit the paper's eight cards, choose by questions of no benchmark, and their methods share one loss."""
+    from models.architectures import architecture
+    from t2i_rl.planning.plan import USABLE, peaks
+    from t2i_rl.planning.plan_config import PlanConfig
+
+    column = find_preset(f"{model}-math-cfg")
+    plan = PlanConfig.of(column, model, 8)
+    assert plan.prompt_tokens == 200 + 1280 and max(peaks(architecture(model), plan).values()) < USABLE * 80e9
+    assert (column.prompts, column.heldout) == ("virl39k-train", "virl39k-heldout")
+    for name, contrast in (("grpo", None), ("dapo", None), ("vppo", "masked-image"), ("cfg", None)):
+        own = find_preset(f"{model}-math-{name}")
+        assert own.contrast == contrast and run_method(own).objective == METHODS["cfg-text"].objective
+        for words in (["--model", model], ["--preset", f"{model}-math-cfg"], ["--preset", f"{model}-math-vppo"]):
+            assert resolve([*words, "--method", name]) == own
+    assert not run_method(find_preset(f"{model}-math-grpo")).needs_reference

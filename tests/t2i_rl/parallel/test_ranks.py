@@ -1,10 +1,12 @@
 """Shares of a step, and one process alone."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 
 from t2i_rl.errors import UserError
-from t2i_rl.parallel.processes import numbers
+from t2i_rl.parallel.processes import joined, numbers
 from t2i_rl.parallel.ranks import ALONE, Ranks
 
 
@@ -30,3 +32,18 @@ def test_one_process_alone_has_everything():
 def test_a_process_without_a_number(rank: str):
     with pytest.raises(UserError, match=f"RANK '{rank}', WORLD_SIZE '2', LOCAL_RANK '0'"):
         numbers({"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+
+
+def test_the_first_process_says_for_whom_it_waits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def alone(*_: object, **__: object) -> None:
+        raise ValueError("nobody came")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", alone)
+    of = {"WORLD_SIZE": "32", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+    for rank, said in (("0", "waiting for 31 other process(es) at here:29500\n"), ("1", "")):
+        with (
+            pytest.raises(UserError, match="does not find the others at here:29500"),
+            joined(timedelta(minutes=1), of | {"RANK": rank}),
+        ):
+            pass
+        assert capsys.readouterr().out == said

@@ -66,9 +66,18 @@ def test_memory_by_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     words = f"--preset janus-pro-7b-geneval-cfg{{}} {OF_RINGS} --device cpu"
     _, _, errors = tried(words.format(""), capsys)
     assert "training takes 177.4 GB at its peak" in errors and "which is more than 90% of cpu" in errors
+    assert errors.rstrip().endswith("what would fit: adapters (a preset that ends in -lora, t2i-rl presets)")
     assert tried(words.format("-lora"), capsys)[0] == 0
-    code, last, _ = tried("--preset janus-pro-7b-geneval-cfg", capsys)  # for a card, and there is none
-    assert code == 2 and last.startswith("by the plan, training takes 177.4 GB at its peak")
+    monkeypatch.setattr("t2i_rl.planning.readiness.memory_of", lambda device: 80e9)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    _, _, errors = tried(words.format(""), capsys)
+    assert "(float32, each of 8 processes)" in errors and "what would fit: --dtype bfloat16; or adapters (" in errors
+
+
+def test_a_device_that_is_not_here_is_told_what_memory_it_needs(capsys: pytest.CaptureFixture[str]):
+    code, last, errors = tried(f"--preset janus-pro-7b-geneval-cfg {OF_RINGS} --dtype bfloat16", capsys)
+    assert code == 2 and "the device cuda is not there" in errors
+    assert last.startswith("by the plan, training takes ") and "(bfloat16, 1 process)" in last
 
 
 def test_a_second_run_gets_the_next_folder(here: Path, capsys: pytest.CaptureFixture[str]):
@@ -76,3 +85,16 @@ def test_a_second_run_gets_the_next_folder(here: Path, capsys: pytest.CaptureFix
     (here / "runs/train/config.json").touch()
     main(["train", "--dry-run"])
     assert "\nrun       runs/train-2\n" in capsys.readouterr().out
+
+
+def test_a_step_has_a_prompt_for_each_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Said by the dry run of the first process alone, by the plan, and by the run before it waits for others."""
+    too_few = "rollout.prompts-per-step is 8, which gives 9 processes no group each"
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    monkeypatch.setenv("RANK", "0")
+    assert too_few in tried("", capsys)[2]
+    assert main(["train", "--device", "cpu"]) == 2 and too_few in capsys.readouterr().err
+    assert main(["plan", "--model", "tiny", "--gpus", "9"]) == 2 and too_few in capsys.readouterr().err
+    assert tried("--rollout.prompts-per-step 9", capsys)[0] == 0
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "--dry-run"]) == 0 and capsys.readouterr() == ("", "")

@@ -263,6 +263,32 @@ def test_t2i_r1_is_parted_by_the_text_of_a_prompt(monkeypatch: pytest.MonkeyPatc
     assert not {*parts[0]} & {*parts[1]} and len({*parts[1]}) == 12
 
 
+def test_virl39k_is_parted_by_its_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("T2I_RL_CACHE", str(tmp_path))
+    assert main(["data", "make", "virl39k-train"]) == 2
+    assert "run t2i-rl data make virl39k\n" in capsys.readouterr().err
+    shown = [[f"virl39k/{number}.png"] for number in range(400)] + [[]] * 400
+    rows = [
+        {"prompt": f"<image>{ask} {number}" if images else f"{ask} {number}", "images": images, "answer": "1"}
+        for ask in ("How many?", "Which?")
+        for number, images in enumerate(shown)
+    ]
+    place("virl39k").parent.mkdir(parents=True)
+    place("virl39k").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    parts = []
+    for name in ("virl39k-train", "virl39k-heldout"):
+        assert main(["data", "make", name]) == 0
+        parts.append([prompt.metadata for prompt in load_prompts(name)])
+        assert main(["data", "make", name, "--out", "other.jsonl"]) == 2
+    told = [[json.dumps(row, sort_keys=True) for row in part] for part in parts]
+    assert sorted(told[0] + told[1]) == sorted(json.dumps(row, sort_keys=True) for row in rows)
+    pictures = [{image for row in part for image in row["images"]} for part in parts]
+    assert pictures[0] | pictures[1] == {f"virl39k/{number}.png" for number in range(400)}
+    assert not pictures[0] & pictures[1] and 20 < len(parts[1]) < 70
+
+
 def test_a_set_that_is_missing_names_the_command():
     for name, says in (
         ("geneval", "run t2i-rl data make geneval$"),
