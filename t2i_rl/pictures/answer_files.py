@@ -18,7 +18,7 @@ from t2i_rl.pictures.figures import new_figure, ornament, save_figure
 from t2i_rl.pictures.heatmaps import LOOKS
 from t2i_rl.pictures.pages import data_uri, render
 
-PLAIN, UP, DOWN = "#009E73", "#0072B2", "#D55E00"  # of a value; of a word made likelier, and less likely
+PLAIN, UP, DOWN = "#009E73", "#D55E00", "#0072B2"  # of a value; of a word made likelier, and less: as maps have it
 DARKEST = 0.75  # opacity
 COLUMNS = 84  # characters in a line of the figure
 WIDE, HIGH = 0.602 * 7 / 72, 0.16  # inches of a character and of a line
