@@ -144,7 +144,7 @@ def least(bench: StepBench, trainer: Trainer) -> tuple[float, float]:
     """Bytes that a step of the trainer has to move, and operations that it cannot save (`t2i_rl.planning.plan`)."""
     policy = trainer.policy
     plan = replace(
-        PlanConfig.of(trainer.config, bench.model),
+        PlanConfig.of(trainer.config, trainer.config.model),  # the sizes are those below
         dtype=bench.dtype,
         evaluation_batch=0,
         lora_rank=bench.lora_rank,

@@ -55,7 +55,7 @@ def test_graders_are_served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: apps.append(server.config.app))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     serve(Service("math", port=0))
-    assert capsys.readouterr().out.startswith("math (math (mathruler 0.1.0)) at http://127.0.0.1:")
+    assert capsys.readouterr().out.startswith("math (math (mathruler 0.1.0)) on cpu at http://127.0.0.1:")
     with TestClient(apps[0]) as client:
         assert read(Answer, client.post("/score", content=BODY).content).total == [1, 1]
 
