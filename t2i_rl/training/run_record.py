@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from models.device import in_words
 from t2i_rl.outputs import write_atomically
@@ -54,8 +55,11 @@ def commit() -> str:
 
 
 def record(run: Path, device: str, processes: int) -> None:
-    """Add this process, and those that share the run with it, to those that have trained in the folder."""
-    here = surroundings(device, processes)
+    """Add this process, and those that share the run with it, to those that have trained in the folder.
+
+    With an id by chance, for two runs may begin in one second.
+    """
+    here = {"id": uuid4().hex, **surroundings(device, processes)}
     write_atomically(run / RUN_RECORD, json.dumps([*read_record(run), here], indent=2) + "\n")
 
 

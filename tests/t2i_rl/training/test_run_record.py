@@ -18,8 +18,9 @@ from t2i_rl.errors import UserError
 from t2i_rl.rollout.noise import Noise
 from t2i_rl.rollout.sampler import sample_group
 from t2i_rl.rollout.sampling import Sampling
+from t2i_rl.training import run_record
 from t2i_rl.training.model_card import publishable
-from t2i_rl.training.run_record import read_record, surroundings
+from t2i_rl.training.run_record import identity, read_record, record, surroundings
 from t2i_rl.training.trackers import Package, check_tracker
 from tests.t2i_rl.small_runs import STEPS, Brightness, train_words
 
@@ -43,6 +44,17 @@ def test_a_run_and_its_continuation_are_recorded(model: Path, tmp_path: Path):
     assert first["started"] <= second["started"]
     (run / "run.json").write_text("{")
     assert read_record(run) == []
+
+
+def test_runs_that_begin_in_one_second_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_record, "surroundings", lambda *_: {"started": "2026-01-01T00:00:00+00:00"})
+    runs = tmp_path / "here/first", tmp_path / "there/first"
+    for run in runs:
+        run.mkdir(parents=True)
+        record(run, "cpu", 1)
+    here, there = map(identity, runs)
+    record(runs[0], "cpu", 1)  # it goes on
+    assert here == identity(runs[0]) != there
 
 
 def test_the_card_of_a_checkpoint(finished: Path, model: Path):
