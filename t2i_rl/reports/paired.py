@@ -26,9 +26,7 @@ def paired(before: Sequence[Verdict], now: Sequence[Verdict]) -> Paired | None:
     """None where the two are not of the same samples, or are of none."""
     if not before or [(one.number, one.prompt) for one in before] != [(one.number, one.prompt) for one in now]:
         return None
-    by_tag: dict[str, dict[int, list[float]]] = {}
-    for first, last in zip(before, now, strict=True):
-        by_tag.setdefault(first.tag, {}).setdefault(first.number, []).append(last.score - first.score)
+    by_tag = _by_tag(now, [last.score - first.score for first, last in zip(before, now, strict=True)])
     changes = [fmean(found) for prompts in by_tag.values() for found in prompts.values()]
     variances = [_variance([*prompts.values()]) for prompts in by_tag.values()]
     known = [variance for variance in variances if variance is not None]
@@ -42,9 +40,7 @@ def standard_errors(found: Sequence[Verdict]) -> dict[str, float]:
     A tag with a single prompt has the most that its error can be, if its scores lie in 0..1; else none, and neither has
     the held-out score.
     """
-    by_tag: dict[str, dict[int, list[float]]] = {}
-    for one in found:
-        by_tag.setdefault(one.tag, {}).setdefault(one.number, []).append(one.score)
+    by_tag = _by_tag(found, [one.score for one in found])
     variances = {tag: _variance([*prompts.values()]) for tag, prompts in by_tag.items()}
     for tag, prompts in by_tag.items():
         scores = [score for some in prompts.values() for score in some]
@@ -55,6 +51,14 @@ def standard_errors(found: Sequence[Verdict]) -> dict[str, float]:
     if by_tag and len(known) == len(by_tag):
         errors["heldout"] = sqrt(sum(known.values())) / len(by_tag)
     return errors
+
+
+def _by_tag(found: Sequence[Verdict], values: Sequence[float]) -> dict[str, dict[int, list[float]]]:
+    """What belongs to each sample, by the tag and the number of its prompt."""
+    by_tag: dict[str, dict[int, list[float]]] = {}
+    for one, value in zip(found, values, strict=True):
+        by_tag.setdefault(one.tag, {}).setdefault(one.number, []).append(value)
+    return by_tag
 
 
 def _variance(values: Sequence[Sequence[float]]) -> float | None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from models.policy import Policy
+from rewards.answers.reward import ACCURACY
 from rewards.reward import Reward, Scores, score_images
 from t2i_rl.parallel.ranks import ALONE, Ranks
 from t2i_rl.pictures.pages import data_uri, pixels
@@ -109,7 +110,7 @@ def evaluate(
         verdict = verdict_name(scores.parts)
         columns = [scores.total if verdict is None else scores.parts[verdict]]
         columns += [score_generated(one, prompts, images).total for one in also.values()]
-        known = verdict or verdict_name(scores.parts, "accuracy")  # of answers in text, whose score that is
+        known = verdict or verdict_name(scores.parts, ACCURACY)  # of answers in text, whose score that is
         rights = [None] * len(images) if known is None else [one > 0 for one in scores.parts[known].tolist()]
         rows = zip(images, torch.stack(columns, dim=1).tolist(), rights, scores.reasons, strict=True)
         for (prompt, sample, image), values, right, reason in rows:
